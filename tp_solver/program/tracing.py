@@ -1,0 +1,244 @@
+"""From a user's function to a program: symbolic vectors that write down what is done to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy as sp
+
+from tp_solver.errors import InputError, ProgramError
+from tp_solver.program.statements import (
+    ONE, Average, Layer, Map, Matrix, Product, Program, Role, Space, Statement, Sum, X, symbol,
+)
+from tp_solver.symbols.activation import Activation
+from tp_solver.symbols.functions import canonical
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A matrix as the user writes it: ``W @ x``, ``W.T @ x``, and for a bias ``h + b``."""
+
+    matrix: Matrix
+    transposed: bool = False
+
+    @property
+    def T(self) -> Weight:  # noqa: N802 - the transpose is T everywhere
+        """The transpose."""
+        return Weight(self.matrix, not self.transposed)
+
+    def __matmul__(self, x: Any) -> Vector:
+        if not isinstance(x, Vector):
+            raise ProgramError(self.matrix.name, x, "a traced vector on the right of @", "use it inside the function given to tp.program")
+        return x.trace.product(self, x)
+
+
+def _named(name: str, role: Role) -> Weight:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise InputError("matrix name", name, "an identifier", 'for example "W1"')
+    return Weight(Matrix(name, role))
+
+
+def input_matrix(name: str) -> Weight:
+    """A trained matrix from the inputs (fixed dimension D) to N sites."""
+    return _named(name, Role.INPUT)
+
+
+def hidden_matrix(name: str) -> Weight:
+    """A trained matrix from N sites to N sites; using it twice ties the weights."""
+    return _named(name, Role.HIDDEN)
+
+
+def readout(name: str) -> Weight:
+    """A trained matrix from N sites to the outputs."""
+    return _named(name, Role.READOUT)
+
+
+def bias(name: str, sigma: Any = 0, rate: Any = 1) -> Weight:
+    """A trained bias vector, initialised N(0, sigma^2), trained at ``rate`` times the base rate (0: frozen)."""
+    weight = _named(name, Role.BIAS)
+    values = []
+    for what, v in (("sigma", sigma), ("rate", rate)):
+        v = sp.sympify(v)
+        if not isinstance(v, sp.Expr) or not v.is_finite or (v.is_number and not v >= 0):
+            raise InputError(f"bias {name!r} {what}", v, "a finite number >= 0", "bias(name, sigma=0.5)")
+        values.append(v)
+    return Weight(Matrix(weight.matrix.name, Role.BIAS, *values))
+
+
+@dataclass
+class Trace:
+    """Collects the statements of one traced function."""
+
+    statements: list[Statement] = field(default_factory=list)
+    matrices: dict[str, Matrix] = field(default_factory=dict)
+    spaces: dict[str, Space] = field(default_factory=lambda: {X: Space.DATA, ONE: Space.DATA})
+    layers: list[Layer] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def add(self, statement: Statement, space: Space) -> Vector:
+        self.statements.append(statement)
+        self.spaces[statement.out] = space
+        return Vector(self, statement.out)
+
+    def fresh(self) -> str:
+        return f"v{len(self.statements) + 1}"
+
+    def use(self, matrix: Matrix) -> None:
+        known = self.matrices.setdefault(matrix.name, matrix)
+        if known != matrix:
+            raise ProgramError("matrix name", matrix.name, "one matrix per name", "give the two matrices different names")
+
+    def product(self, weight: Weight, x: Vector) -> Vector:
+        matrix = weight.matrix
+        self.use(matrix)
+        role = matrix.role
+        needs, gives = (role.codomain, role.domain) if weight.transposed else (role.domain, role.codomain)
+        if weight.transposed and role is not Role.HIDDEN:
+            raise ProgramError(f"{matrix.name}.T", "a transpose in the forward program", "a hidden matrix", "only hidden matrices map sites to sites")
+        if self.spaces[x.name] is not needs:
+            raise ProgramError(
+                f"{matrix.name} @ {x.name}", f"a variable in the {self.spaces[x.name].value} space",
+                f"one in the {needs.value} space", "inputs meet an input matrix first; the readout comes last",
+            )
+        return self.add(Product(self.fresh(), matrix.name, x.name, weight.transposed), gives)
+
+    def combine(self, terms: list[tuple[sp.Expr, Vector]]) -> Vector:
+        for _, v in terms:
+            self.require(v, Space.WIDTH, "a sum")
+        return self.add(Sum(self.fresh(), tuple((sp.sympify(c), v.name) for c, v in terms)), Space.WIDTH)
+
+    def entrywise(self, expression: sp.Expr, args: tuple[Vector, ...]) -> Vector:
+        for v in args:
+            if self.spaces[v.name] is not Space.SCALAR:
+                self.require(v, Space.WIDTH, "an entrywise map")
+        if all(self.spaces[v.name] is Space.SCALAR for v in args):
+            raise ProgramError("entrywise map", "averages only", "at least one vector over the sites", "multiply by a vector")
+        return self.add(Map(self.fresh(), expression, tuple(dict.fromkeys(v.name for v in args))), Space.WIDTH)
+
+    def require(self, v: Vector, space: Space, what: str) -> None:
+        if v.trace is not self:
+            raise ProgramError(what, v.name, "vectors of the function being traced", "do not keep vectors between calls of tp.program")
+        if self.spaces[v.name] is not space:
+            raise ProgramError(
+                f"{what} of {v.name}", f"a variable in the {self.spaces[v.name].value} space", f"one in the {space.value} space",
+                "apply an input matrix first: W0 @ x",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """A symbolic vector inside a traced function; supports ``+ - *``, activations, and ``W @ v``."""
+
+    trace: Trace
+    name: str
+
+    def apply_activation(self, activation: Activation) -> Vector:
+        t = self.trace
+        out = t.entrywise(activation(symbol(self.name)), (self,))
+        t.layers.append(Layer(len(t.layers) + 1, self.name, out.name, activation.name))
+        return out
+
+    def named(self, name: str) -> Vector:
+        """Give the variable a name of its own in the printed program."""
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ProgramError("named", name, "an identifier", 'for example "stream"')
+        self.trace.names[self.name] = name
+        return self
+
+    def __add__(self, other: Any) -> Vector:
+        if isinstance(other, Weight) and other.matrix.role is Role.BIAS:
+            other = other @ Vector(self.trace, ONE)
+        if not isinstance(other, Vector):
+            raise ProgramError(f"{self.name} + ...", other, "a vector or a bias", "write a constant shift as an activation")
+        return self.trace.combine([(sp.Integer(1), self), (sp.Integer(1), other)])
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Vector) -> Vector:
+        return self + (-1) * other
+
+    def __neg__(self) -> Vector:
+        return (-1) * self
+
+    def __mul__(self, other: Any) -> Vector:
+        if isinstance(other, Vector):
+            return self.trace.entrywise(symbol(self.name) * symbol(other.name), (self, other))
+        try:
+            c = sp.sympify(other)
+        except (sp.SympifyError, TypeError) as error:
+            raise ProgramError(f"... * {self.name}", other, "a number, a sympy expression or a vector", "") from error
+        if not isinstance(c, sp.Expr) or c.has(sp.nan, sp.zoo, sp.oo):
+            raise ProgramError(f"... * {self.name}", other, "a finite number or sympy expression", "check the coefficient")
+        return self.trace.combine([(c, self)])
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Vector:
+        if isinstance(other, Vector):
+            return self.trace.entrywise(symbol(self.name) / symbol(other.name), (self, other))
+        return self * (1 / sp.sympify(other))
+
+    def __repr__(self) -> str:
+        return f"Vector({self.name})"
+
+
+def entrywise(function: Callable[..., sp.Expr], *vectors: Vector) -> Vector:
+    """An entrywise map of several vectors (or averages), e.g. ``tp.entrywise(lambda a, b: a * sympy.tanh(b), a, b)``."""
+    if not vectors or not all(isinstance(v, Vector) for v in vectors):
+        raise ProgramError("entrywise", vectors, "at least one traced vector", "use it inside tp.program")
+    expression = canonical(sp.sympify(function(*(symbol(v.name) for v in vectors))))
+    return vectors[0].trace.entrywise(expression, vectors)
+
+
+def average(function: Callable[..., sp.Expr], *vectors: Vector) -> Vector:
+    """An average over the sites, one number per data point, usable in later entrywise maps."""
+    if not vectors or not all(isinstance(v, Vector) for v in vectors):
+        raise ProgramError("average", vectors, "at least one traced vector", "use it inside tp.program")
+    trace = vectors[0].trace
+    for v in vectors:
+        trace.require(v, Space.WIDTH, "an average")
+    expression = canonical(sp.sympify(function(*(symbol(v.name) for v in vectors))))
+    return trace.add(Average(trace.fresh(), expression, tuple(dict.fromkeys(v.name for v in vectors))), Space.SCALAR)
+
+
+def program(function: Callable[[Vector], Vector], name: str | None = None) -> Program:
+    """Trace a function of the inputs into a tensor program.
+
+    Args:
+        function: takes the traced inputs ``x`` and returns the output of one readout.
+        name: how the program prints; the function's name by default.
+
+    Raises:
+        ProgramError: if the function returns anything but a readout's output, or uses no activation or identity layer.
+
+    Example::
+
+        W0, W1, w = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.readout("w")
+        net = tp.program(lambda x: w @ tp.tanh(W1 @ tp.tanh(W0 @ x)))
+    """
+    if not callable(function):
+        raise ProgramError("program", function, "a function of the inputs", "tp.program(lambda x: w @ tp.tanh(W0 @ x))")
+    trace = Trace()
+    out = function(Vector(trace, X))
+    if not isinstance(out, Vector) or out.trace is not trace or trace.spaces[out.name] is not Space.OUTPUT:
+        raise ProgramError(
+            getattr(function, "__name__", "program"), out, "the output of a readout", "end the function with return w @ x, w = tp.readout(...)"
+        )
+    if not trace.layers:
+        raise ProgramError("program", "no activation", "at least one activation", "use tp.linear for a linear layer")
+    names = dict(trace.names)
+    for layer in trace.layers:
+        names.setdefault(layer.post, f"x{layer.index}")
+        names.setdefault(layer.pre, f"h{layer.index}")
+    names.setdefault(out.name, "f")
+    if len(set(names.values())) < len(names):
+        raise ProgramError("named", sorted(names.values()), "different names", "choose another name for one of the variables")
+    return Program(
+        name or getattr(function, "__name__", "program"),
+        tuple(trace.matrices.values()),
+        tuple(s.renamed(names) for s in trace.statements),
+        names[out.name],
+        tuple(Layer(v.index, names[v.pre], names[v.post], v.activation) for v in trace.layers),
+    )

@@ -1,0 +1,1 @@
+"""Words of the theory: activations, stable special functions, and printable equations (sympy only)."""

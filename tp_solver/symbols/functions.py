@@ -1,0 +1,90 @@
+"""Sympy functions whose derivatives and values stay finite for every real argument.
+
+``canonical`` rewrites what users type (``1/(1 + exp(-x))``, ``log(1 + exp(x))``, ``log(cosh(x))``) into them, before any
+derivative is taken, so that no overflow such as ``inf/inf`` can arise from a derivative that sympy produced.
+"""
+
+from __future__ import annotations
+
+import sympy as sp
+
+
+class sigmoid(sp.Function):  # noqa: N801 - sympy functions are lower case
+    """1 / (1 + exp(-x))."""
+
+    nargs = 1
+
+    @classmethod
+    def eval(cls, x):
+        if x.is_zero:
+            return sp.Rational(1, 2)
+        return None
+
+    def fdiff(self, argindex=1):
+        return self * (1 - self)
+
+    def _eval_is_real(self):
+        return self.args[0].is_real
+
+    def _latex(self, printer):
+        return r"\sigma\left(%s\right)" % printer._print(self.args[0])
+
+
+class softplus(sp.Function):  # noqa: N801
+    """log(1 + exp(x))."""
+
+    nargs = 1
+
+    def fdiff(self, argindex=1):
+        return sigmoid(self.args[0])
+
+    def _eval_is_real(self):
+        return self.args[0].is_real
+
+
+class logsumexp(sp.Function):  # noqa: N801
+    """log(sum_k exp(x_k)); its derivatives are the entries of the softmax."""
+
+    def fdiff(self, argindex=1):
+        return sp.exp(self.args[argindex - 1] - self)
+
+    def _eval_is_real(self):
+        return all(x.is_real for x in self.args) or None
+
+
+def canonical(expression: sp.Expr) -> sp.Expr:
+    """Rewrite exponentials that overflow into the stable functions above; the value is unchanged."""
+    u, c = sp.Wild("u"), sp.Wild("c", exclude=[0])
+
+    def stable_power(base: sp.Expr, power: sp.Expr) -> sp.Expr:
+        match = base.match(1 + sp.exp(u))
+        if match and power.is_negative:
+            return sigmoid(-match[u]) ** (-power)
+        return sp.Pow(base, power)
+
+    def stable_log(argument: sp.Expr) -> sp.Expr:
+        match = argument.match(1 + sp.exp(u))
+        if match:
+            return softplus(match[u])
+        match = argument.match(c * sp.cosh(u))
+        if match and c in match:
+            return sp.log(match[c] / 2) + softplus(2 * match[u]) - match[u]
+        return sp.log(argument)
+
+    out = expression.replace(sp.log, stable_log)
+    out = out.replace(sp.Pow, stable_power)
+    # exp(u) sigmoid(-u) = sigmoid(u): the other common way to type a sigmoid
+    return out.replace(
+        lambda e: e.is_Mul and any(isinstance(f, sp.exp) and sigmoid(-f.args[0]) in e.args for f in e.args),
+        _merge_exponential,
+    )
+
+
+def _merge_exponential(product: sp.Expr) -> sp.Expr:
+    factors = list(product.args)
+    for f in product.args:
+        if isinstance(f, sp.exp) and sigmoid(-f.args[0]) in factors:
+            factors.remove(f)
+            factors.remove(sigmoid(-f.args[0]))
+            factors.append(sigmoid(f.args[0]))
+    return sp.Mul(*factors)
