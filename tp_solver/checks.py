@@ -53,9 +53,10 @@ def integer(field: str, value: Any, *, minimum: int, maximum: int | None = None,
     allowed = f"an integer >= {minimum}" + ("" if maximum is None else f" and <= {maximum}")
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Integral, np.integer)):
         raise InputError(field, value, allowed, hint or f"write {field} without a decimal point, for example {minimum}")
-    if value < minimum or (maximum is not None and value > maximum):
+    n = int(value)
+    if n < minimum or (maximum is not None and n > maximum):
         raise InputError(field, value, allowed, hint or f"choose {allowed}")
-    return int(value)
+    return n
 
 
 def flag(field: str, value: Any, hint: str = "") -> bool:

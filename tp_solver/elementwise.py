@@ -42,15 +42,13 @@ class _JaxPrinter(NumPyPrinter):
     def __init__(self) -> None:
         super().__init__({"fully_qualified_modules": False, "allow_unknown_functions": False})
 
-    def _print_Function(self, expr: sp.Expr) -> str:  # noqa: N802
+    def _print_Function(self, expr: sp.Expr) -> str:
         if type(expr) in _SPECIAL:
             return f"{_SPECIAL[type(expr)][0]}({', '.join(map(self._print, expr.args))})"
         return super()._print_Function(expr)
 
-    def _print_DiracDelta(self, expr: sp.Expr) -> str:  # noqa: N802
-        raise ProgramError(
-            "lowering", expr, "a function with pointwise values", "a delta function came from differentiating a kink twice"
-        )
+    def _print_DiracDelta(self, expr: sp.Expr) -> str:
+        raise ProgramError("lowering", expr, "a function with pointwise values", "a delta function came from differentiating a kink twice")
 
 
 for _kind in _SPECIAL:
@@ -77,12 +75,13 @@ def lower(expression: sp.Expr, arguments: tuple[sp.Symbol, ...]) -> Callable[...
         )
     try:
         return sp.lambdify(
-            arguments, expression, modules=[_NAMESPACE, {n: getattr(jnp, n) for n in dir(jnp) if not n.startswith("_")}],
-            printer=_JaxPrinter(), cse=True,
+            arguments,
+            expression,
+            modules=[_NAMESPACE, {n: getattr(jnp, n) for n in dir(jnp) if not n.startswith("_")}],
+            printer=_JaxPrinter(),
+            cse=True,
         )
     except ProgramError:
         raise
     except Exception as error:
-        raise ProgramError(
-            "lowering", str(expression), "functions that jax can evaluate", f"sympy said: {error}"
-        ) from error
+        raise ProgramError("lowering", str(expression), "functions that jax can evaluate", f"sympy said: {error}") from error

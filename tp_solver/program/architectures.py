@@ -8,7 +8,8 @@ import numpy as np
 
 from tp_solver import checks
 from tp_solver.program.statements import Program
-from tp_solver.program.tracing import Vector, bias as bias_vector, hidden_matrix, input_matrix, program, readout
+from tp_solver.program.tracing import Vector, hidden_matrix, input_matrix, program, readout
+from tp_solver.program.tracing import bias as bias_vector
 from tp_solver.symbols.activation import Activation
 
 

@@ -15,7 +15,10 @@ from tp_solver.symbols.functions import logsumexp, softplus
 class Loss(Protocol):
     """A loss per data point: an expression in outputs and labels, and how raw labels become an array (P, K)."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """How it prints."""
+        ...
 
     def expression(self, f: tuple[sp.Symbol, ...], y: tuple[sp.Symbol, ...]) -> sp.Expr:
         """l(f, y) for K outputs."""
@@ -68,14 +71,16 @@ class CrossEntropy:
     def labels(self, y: np.ndarray, field: str, classes: int | None = None) -> np.ndarray:
         if y.ndim == 1:
             if (y < 0).any() or (y != np.round(y)).any():
-                raise InputError(field, "labels that are no class numbers", "integers 0..K-1 or one-hot rows", "encode the classes as 0, 1, 2, ...")
+                raise InputError(
+                    field, "labels that are no class numbers", "integers 0..K-1 or one-hot rows", "encode the classes as 0, 1, 2, ..."
+                )
             return np.eye(classes or max(2, int(y.max()) + 1))[y.astype(int)]
         if (y < 0).any() or not np.allclose(y.sum(axis=1), 1.0, atol=1e-9):
             raise InputError(field, "rows that do not sum to one", "one-hot rows", "each row is a distribution over the classes")
         return y
 
 
-LOSSES = {"squared_error": SquaredError, "logistic": Logistic, "cross_entropy": CrossEntropy}
+LOSSES: dict[str, type] = {"squared_error": SquaredError, "logistic": Logistic, "cross_entropy": CrossEntropy}
 
 
 def gradient(loss: Loss, outputs: int) -> tuple[tuple[sp.Symbol, ...], tuple[sp.Symbol, ...], sp.Expr, tuple[sp.Expr, ...]]:

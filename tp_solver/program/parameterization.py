@@ -89,7 +89,10 @@ class Parameterization:
         unknown = set(values) - set(self.free_symbols)
         if unknown:
             raise InputError(
-                "bind", f"the symbols {sorted(map(str, unknown))}", f"symbols among {list(map(str, self.free_symbols))}", "check the spelling"
+                "bind",
+                f"the symbols {sorted(map(str, unknown))}",
+                f"symbols among {list(map(str, self.free_symbols))}",
+                "check the spelling",
             )
         exact = {k: _exponent(str(k), v) for k, v in values.items()}
         parts = {f: tuple(e.subs(exact) for e in getattr(self, f)) for f in ("a", "b", "c", "alpha", "sigma", "eta")}
@@ -113,9 +116,8 @@ class Parameterization:
     def __str__(self) -> str:
         rows = [f"parameterization {self.name}", f"  {'':8} {'a':>8} {'b':>8} {'c':>8} {'alpha':>10} {'sigma':>8} {'eta':>8}"]
         for k, cls in enumerate(CLASSES):
-            rows.append(
-                f"  {cls:8} {self.a[k]!s:>8} {self.b[k]!s:>8} {self.c[k]!s:>8} {self.alpha[k]!s:>10} {self.sigma[k]!s:>8} {self.eta[k]!s:>8}"
-            )
+            exponents = " ".join(f"{e[k]!s:>8}" for e in (self.a, self.b, self.c))
+            rows.append(f"  {cls:8} {exponents} {self.alpha[k]!s:>10} {self.sigma[k]!s:>8} {self.eta[k]!s:>8}")
         return "\n".join(rows)
 
     def _repr_latex_(self) -> str:
@@ -123,7 +125,7 @@ class Parameterization:
             rf"\text{{{cls}}} & " + " & ".join(sp.latex(getattr(self, f)[k]) for f in ("a", "b", "c", "alpha", "sigma", "eta"))
             for k, cls in enumerate(CLASSES)
         ]
-        head = r"\text{%s} & a & b & c & \alpha & \sigma & \eta \\ \hline " % self.name
+        head = rf"\text{{{self.name}}} & a & b & c & \alpha & \sigma & \eta \\ \hline "
         return r"$\begin{array}{l|cccccc} " + head + r" \\ ".join(rows) + r" \end{array}$"
 
 
@@ -134,11 +136,11 @@ def _triple(field: str, value: Any, clean: Any) -> Triple:
         entries = tuple(value)
     else:
         entries = (value,) * 3
-    return tuple(clean(f"{field}[{k}] ({CLASSES[k]})", v) for k, v in enumerate(entries))  # type: ignore[return-value]
+    return tuple(clean(f"{field}[{k}] ({CLASSES[k]})", v) for k, v in enumerate(entries))
 
 
 def _sympified(field: str, value: Any, allowed: str) -> sp.Expr:
-    if isinstance(value, (str, bool, type(None))) or isinstance(value, type):
+    if isinstance(value, (str, bool, type(None), type)):
         raise InputError(field, value, allowed, "write Fraction(1, 2), sympy.Rational(1, 2) or a sympy symbol")
     try:
         out = sp.sympify(value)
@@ -173,12 +175,17 @@ def _constant(field: str, value: Any) -> sp.Expr:
 _half = sp.Rational(1, 2)
 _input = (1 / sp.sqrt(D), 1, 1)
 
-muP = Parameterization("muP", (-_half, 0, _half), (_half, _half, _half), (0, 0, 0), _input)  # noqa: N816
+muP = Parameterization("muP", (-_half, 0, _half), (_half, _half, _half), (0, 0, 0), _input)
 mean_field = Parameterization("mean field", (0, _half, 1), (0, 0, 0), (-1, -1, -1), _input)
 ntk = Parameterization("NTK", (0, _half, _half), (0, 0, 0), (0, 0, 0), _input)
 standard = Parameterization("standard", (0, 0, 0), (0, _half, _half), (0, 0, 0), _input)
 standard_1n = Parameterization("standard, rate 1/N", (0, 0, 0), (0, _half, _half), (1, 1, 1), _input)
 integrable = Parameterization("integrable", (0, 1, 1), (0, 0, 0), (-1, -2, -1), _input)
 PRESETS = {
-    "muP": muP, "mean_field": mean_field, "ntk": ntk, "standard": standard, "standard_1n": standard_1n, "integrable": integrable,
+    "muP": muP,
+    "mean_field": mean_field,
+    "ntk": ntk,
+    "standard": standard,
+    "standard_1n": standard_1n,
+    "integrable": integrable,
 }

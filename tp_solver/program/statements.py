@@ -49,8 +49,8 @@ class Matrix:
 
     name: str
     role: Role
-    sigma: sp.Expr = sp.Integer(1)
-    rate: sp.Expr = sp.Integer(1)
+    sigma: sp.Expr = sp.S.One
+    rate: sp.Expr = sp.S.One
 
 
 def symbol(variable: str) -> sp.Symbol:
@@ -186,7 +186,9 @@ class Program:
         unknown = set(values) - set(self.free_symbols)
         if unknown:
             raise ProgramError(
-                "bind", f"the symbols {sorted(map(str, unknown))}", f"symbols among {list(map(str, self.free_symbols))}",
+                "bind",
+                f"the symbols {sorted(map(str, unknown))}",
+                f"symbols among {list(map(str, self.free_symbols))}",
                 "print the program to see its coefficients",
             )
 

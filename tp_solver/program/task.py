@@ -106,12 +106,12 @@ class Task:
         return cls(inputs(train), labels(train), inputs(held), labels(held), name=name)
 
     @property
-    def P(self) -> int:  # noqa: N802
+    def P(self) -> int:
         """Number of training points."""
         return len(self.X)
 
     @property
-    def D(self) -> int:  # noqa: N802
+    def D(self) -> int:
         """Input dimension."""
         return self.X.shape[1]
 

@@ -10,7 +10,19 @@ import sympy as sp
 
 from tp_solver.errors import InputError, ProgramError
 from tp_solver.program.statements import (
-    ONE, Average, Layer, Map, Matrix, Product, Program, Role, Space, Statement, Sum, X, symbol,
+    ONE,
+    Average,
+    Layer,
+    Map,
+    Matrix,
+    Product,
+    Program,
+    Role,
+    Space,
+    Statement,
+    Sum,
+    X,
+    symbol,
 )
 from tp_solver.symbols.activation import Activation
 from tp_solver.symbols.functions import canonical
@@ -24,7 +36,7 @@ class Weight:
     transposed: bool = False
 
     @property
-    def T(self) -> Weight:  # noqa: N802 - the transpose is T everywhere
+    def T(self) -> Weight:
         """The transpose."""
         return Weight(self.matrix, not self.transposed)
 
@@ -96,11 +108,15 @@ class Trace:
         role = matrix.role
         needs, gives = (role.codomain, role.domain) if weight.transposed else (role.domain, role.codomain)
         if weight.transposed and role is not Role.HIDDEN:
-            raise ProgramError(f"{matrix.name}.T", "a transpose in the forward program", "a hidden matrix", "only hidden matrices map sites to sites")
+            raise ProgramError(
+                f"{matrix.name}.T", "a transpose in the forward program", "a hidden matrix", "only hidden matrices map sites to sites"
+            )
         if self.spaces[x.name] is not needs:
             raise ProgramError(
-                f"{matrix.name} @ {x.name}", f"a variable in the {self.spaces[x.name].value} space",
-                f"one in the {needs.value} space", "inputs meet an input matrix first; the readout comes last",
+                f"{matrix.name} @ {x.name}",
+                f"a variable in the {self.spaces[x.name].value} space",
+                f"one in the {needs.value} space",
+                "inputs meet an input matrix first; the readout comes last",
             )
         return self.add(Product(self.fresh(), matrix.name, x.name, weight.transposed), gives)
 
@@ -122,7 +138,9 @@ class Trace:
             raise ProgramError(what, v.name, "vectors of the function being traced", "do not keep vectors between calls of tp.program")
         if self.spaces[v.name] is not space:
             raise ProgramError(
-                f"{what} of {v.name}", f"a variable in the {self.spaces[v.name].value} space", f"one in the {space.value} space",
+                f"{what} of {v.name}",
+                f"a variable in the {self.spaces[v.name].value} space",
+                f"one in the {space.value} space",
                 "apply an input matrix first: W0 @ x",
             )
 
@@ -224,7 +242,10 @@ def program(function: Callable[[Vector], Vector], name: str | None = None) -> Pr
     out = function(Vector(trace, X))
     if not isinstance(out, Vector) or out.trace is not trace or trace.spaces[out.name] is not Space.OUTPUT:
         raise ProgramError(
-            getattr(function, "__name__", "program"), out, "the output of a readout", "end the function with return w @ x, w = tp.readout(...)"
+            getattr(function, "__name__", "program"),
+            out,
+            "the output of a readout",
+            "end the function with return w @ x, w = tp.readout(...)",
         )
     if not trace.layers:
         raise ProgramError("program", "no activation", "at least one activation", "use tp.linear for a linear layer")
@@ -236,7 +257,7 @@ def program(function: Callable[[Vector], Vector], name: str | None = None) -> Pr
     if len(set(names.values())) < len(names):
         raise ProgramError("named", sorted(names.values()), "different names", "choose another name for one of the variables")
     return Program(
-        name or getattr(function, "__name__", "program"),
+        name or str(getattr(function, "__name__", "program")),
         tuple(trace.matrices.values()),
         tuple(s.renamed(names) for s in trace.statements),
         names[out.name],

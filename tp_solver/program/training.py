@@ -8,13 +8,16 @@ from typing import Any
 
 from tp_solver import checks
 from tp_solver.errors import InputError
-from tp_solver.program.losses import CrossEntropy, Logistic, Loss, SquaredError
+from tp_solver.program.losses import LOSSES, Loss, SquaredError
 from tp_solver.program.statements import Program, Role
 
 
-def _checked_loss(loss: Any) -> Loss:
-    return checks.instance(
-        "loss", loss, (SquaredError, Logistic, CrossEntropy), "a loss such as tp.SquaredError()",
+def _check_loss(loss: Any) -> None:
+    checks.instance(
+        "loss",
+        loss,
+        tuple(LOSSES.values()),
+        "a loss such as tp.SquaredError()",
         "choose tp.SquaredError(), tp.Logistic() or tp.CrossEntropy()",
     )
 
@@ -39,7 +42,7 @@ class GradientDescent:
     def __post_init__(self) -> None:
         object.__setattr__(self, "lr", _rates(self.lr))
         object.__setattr__(self, "steps", checks.integer("steps", self.steps, minimum=1))
-        _checked_loss(self.loss)
+        _check_loss(self.loss)
 
     def rates(self, program: Program) -> dict[str, float]:
         """The learning rate of every matrix; a bias takes the rate of the weight that precedes it in the program."""
@@ -66,7 +69,7 @@ class GradientFlow:
     def __post_init__(self) -> None:
         object.__setattr__(self, "time", checks.number("time", self.time, above=0.0))
         object.__setattr__(self, "steps", checks.integer("steps", self.steps, minimum=1))
-        _checked_loss(self.loss)
+        _check_loss(self.loss)
 
     def refined(self, substeps: int) -> GradientDescent:
         """Gradient descent whose small-step limit this flow is: ``substeps`` Euler steps per reported interval."""

@@ -39,9 +39,7 @@ class Activation:
         if not isinstance(self.name, str) or not self.name:
             raise InputError("activation name", self.name, "a non-empty string", 'Activation("tanh", sympy.tanh)')
         if not callable(self.function):
-            raise InputError(
-                f"activation {self.name!r}", self.function, "a function of one symbol", "pass lambda x: sympy.tanh(x)"
-            )
+            raise InputError(f"activation {self.name!r}", self.function, "a function of one symbol", "pass lambda x: sympy.tanh(x)")
         try:
             value = sp.sympify(self.function(X))
         except Exception as error:
@@ -70,9 +68,7 @@ class Activation:
             return self.expression.subs(X, x)
         apply = getattr(x, "apply_activation", None)
         if apply is None:
-            raise InputError(
-                f"activation {self.name!r}", x, "a sympy expression or a traced vector", "call it inside tp.program"
-            )
+            raise InputError(f"activation {self.name!r}", x, "a sympy expression or a traced vector", "call it inside tp.program")
         return apply(self)
 
     @property

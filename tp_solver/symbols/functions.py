@@ -9,7 +9,7 @@ from __future__ import annotations
 import sympy as sp
 
 
-class sigmoid(sp.Function):  # noqa: N801 - sympy functions are lower case
+class sigmoid(sp.Function):
     """1 / (1 + exp(-x))."""
 
     nargs = 1
@@ -27,10 +27,10 @@ class sigmoid(sp.Function):  # noqa: N801 - sympy functions are lower case
         return self.args[0].is_real
 
     def _latex(self, printer):
-        return r"\sigma\left(%s\right)" % printer._print(self.args[0])
+        return rf"\sigma\left({printer._print(self.args[0])}\right)"
 
 
-class softplus(sp.Function):  # noqa: N801
+class softplus(sp.Function):
     """log(1 + exp(x))."""
 
     nargs = 1
@@ -42,7 +42,7 @@ class softplus(sp.Function):  # noqa: N801
         return self.args[0].is_real
 
 
-class logsumexp(sp.Function):  # noqa: N801
+class logsumexp(sp.Function):
     """log(sum_k exp(x_k)); its derivatives are the entries of the softmax."""
 
     def fdiff(self, argindex=1):
