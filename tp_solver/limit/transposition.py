@@ -1,17 +1,19 @@
 """The backward program, derived from the forward one by one rule per kind of statement (``theory/tensor_programs.md``).
 
-Adjoints are normalised so that no power of N appears: the adjoint of a vector variable v is ``n df/dv`` in units of the
-output cotangent, that of an average is ``df/dc``.
+Adjoints are normalised so that no power of N appears: with the readout's transposed product read as ``n W.T df``, the
+adjoint of a vector variable v is ``n df/dv`` and that of an average c is ``df/dc``, both contracted with the output
+cotangent ``df``. Read as plain ``W.T df``, the same statements give ``df/dv`` and ``(1/n) df/dc``.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sympy as sp
 
+from tp_solver.errors import ProgramError
 from tp_solver.program.statements import Average, Map, Product, Program, Role, Space, Statement, Sum, symbol
 
 COTANGENT = "df"
@@ -49,57 +51,57 @@ class Backward:
 
 def transpose(program: Program) -> Backward:
     """Derive the backward program: products give transposed products, maps give maps with the differentiated
-    expression, sums give sums, averages start or pass on adjoints."""
+    expression, sums give sums, averages start or pass on adjoints.
+
+    The adjoint of ``h`` is called ``dh``; what a variable read by several statements receives from the one that computes
+    ``y`` is called ``dh_y``.
+
+    Raises:
+        ProgramError: if a forward variable already has the name of an adjoint.
+    """
     spaces = program.spaces()
+    reads = Counter(a for s in program.statements for a in s.arguments)
     out: list[Statement] = []
     pairs: list[Pair] = []
     received: dict[str, list[tuple[sp.Expr, str]]] = defaultdict(list)
     adjoints: dict[str, str] = {program.output: COTANGENT}
 
     def collect(variable: str) -> str | None:
-        """Sum what a variable received; a single unscaled contribution needs no statement."""
+        """The adjoint of a variable: the sum of what it received; a single unscaled contribution needs no statement."""
         terms = received[variable]
-        if variable == program.output:
-            return COTANGENT
-        if not terms:
-            return None
+        if variable == program.output or not terms:
+            return adjoints.get(variable)
         if len(terms) == 1 and terms[0][0] == 1:
             adjoints[variable] = terms[0][1]
+            return adjoints[variable]
+        name = adjoints[variable] = f"d{variable}"
+        if spaces[variable] is Space.SCALAR:
+            arguments = tuple(dict.fromkeys(n for _, n in terms))
+            out.append(Map(name, sp.Add(*(c * symbol(n) for c, n in terms)), arguments))
         else:
-            adjoints[variable] = f"d{variable}"
-            if spaces[variable] is Space.SCALAR:
-                names = tuple(dict.fromkeys(n for _, n in terms))
-                total = sp.Add(*(c * symbol(n) for c, n in terms))
-                out.append(Map(f"d{variable}", total, names))
-            else:
-                out.append(Sum(f"d{variable}", tuple(terms)))
-        return adjoints[variable]
+            out.append(Sum(name, tuple(terms)))
+        return name
 
-    def pass_through(expression: sp.Expr, arguments: tuple[str, ...], adjoint: str, tag: str) -> None:
+    def contribution(variable: str, source: str) -> str:
+        return f"d{variable}" if reads[variable] == 1 else f"d{variable}_{source}"
+
+    def differentiate(s: Map | Average, adjoint: str) -> None:
         """Contributions d expression / d argument * adjoint, as sums where the factor is constant."""
-        for k, name in enumerate(arguments):
-            factor = sp.diff(expression, symbol(name))
+        for argument in s.arguments:
+            factor = sp.diff(s.expression, symbol(argument))
             if factor == 0:
                 continue
-            inner = tuple(a for a in arguments if symbol(a) in factor.free_symbols)
-            contribution = f"d{name}_{tag}" if k or len(arguments) > 1 else f"d{name}"
-            product = factor * symbol(adjoint)
-            args = tuple(dict.fromkeys((*inner, adjoint)))
-            if spaces[name] is Space.SCALAR:
-                out.append(Average(contribution, product, args))
-            elif not inner and spaces_of(adjoint) is Space.WIDTH:
-                received[name].append((factor, adjoint))
+            name = contribution(argument, s.out)
+            inner = tuple(a for a in s.arguments if symbol(a) in factor.free_symbols)
+            arguments = tuple(dict.fromkeys((*inner, adjoint)))
+            if spaces[argument] is Space.SCALAR:
+                out.append(Average(name, factor * symbol(adjoint), arguments))
+            elif not inner and isinstance(s, Map):
+                received[argument].append((factor, adjoint))
                 continue
             else:
-                contribution = f"{contribution}_{tag}" if received[name] or _multiple(program, name) else contribution
-                out.append(Map(contribution, product, args))
-            received[name].append((sp.Integer(1), contribution))
-
-    def spaces_of(adjoint: str) -> Space:
-        for variable, name in adjoints.items():
-            if name == adjoint:
-                return spaces[variable]
-        return Space.WIDTH
+                out.append(Map(name, factor * symbol(adjoint), arguments))
+            received[argument].append((sp.S.One, name))
 
     for s in reversed(program.statements):
         adjoint = collect(s.out)
@@ -109,21 +111,20 @@ def transpose(program: Program) -> Backward:
             case Product():
                 pairs.append(Pair(s.matrix, adjoint, s.arg, s.transpose))
                 if spaces[s.arg] is Space.WIDTH:
-                    single = not _multiple(program, s.arg)
-                    name = f"d{s.arg}" if single else f"d{s.arg}_{s.out}"
+                    name = contribution(s.arg, s.out)
                     out.append(Product(name, s.matrix, adjoint, not s.transpose))
-                    received[s.arg].append((sp.Integer(1), name))
+                    received[s.arg].append((sp.S.One, name))
             case Sum():
                 for c, name in s.terms:
                     received[name].append((c, adjoint))
             case Map() | Average():
-                pass_through(s.expression, s.arguments, adjoint, s.out)
+                differentiate(s, adjoint)
+    names = Counter([*spaces, COTANGENT, *(s.out for s in out)])
+    if clash := [n for n, uses in names.items() if uses > 1]:
+        raise ProgramError(
+            "named", clash[0], "a name that no adjoint has", "the adjoint of h is called dh: choose a name without leading d"
+        )
     return Backward(tuple(out), adjoints, tuple(pairs))
-
-
-def _multiple(program: Program, variable: str) -> bool:
-    """Whether several statements read the variable, so that its adjoint is a sum of named contributions."""
-    return sum(s.arguments.count(variable) for s in program.statements) > 1
 
 
 def populations(program: Program) -> dict[str, str]:
