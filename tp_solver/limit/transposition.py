@@ -39,11 +39,13 @@ class Backward:
         statements: in execution order; they read forward variables and ``COTANGENT``.
         adjoints: forward variable -> variable holding its adjoint.
         pairs: what updates each matrix, one per use.
+        spaces: the space of every variable of these statements; a WIDTH map of averages alone is the same at every site.
     """
 
     statements: tuple[Statement, ...]
     adjoints: Mapping[str, str]
     pairs: tuple[Pair, ...]
+    spaces: Mapping[str, Space]
 
     def __str__(self) -> str:
         return "\n".join([str(s) for s in self.statements] + [f"update {p.matrix}: {p.adjoint} {p.input}^T" for p in self.pairs])
@@ -65,6 +67,11 @@ def transpose(program: Program) -> Backward:
     pairs: list[Pair] = []
     received: dict[str, list[tuple[sp.Expr, str]]] = defaultdict(list)
     adjoints: dict[str, str] = {program.output: COTANGENT}
+    kinds: dict[str, Space] = {COTANGENT: Space.OUTPUT}
+
+    def emit(statement: Statement, space: Space) -> None:
+        out.append(statement)
+        kinds[statement.out] = space
 
     def collect(variable: str) -> str | None:
         """The adjoint of a variable: the sum of what it received; a single unscaled contribution needs no statement."""
@@ -77,9 +84,9 @@ def transpose(program: Program) -> Backward:
         name = adjoints[variable] = f"d{variable}"
         if spaces[variable] is Space.SCALAR:
             arguments = tuple(dict.fromkeys(n for _, n in terms))
-            out.append(Map(name, sp.Add(*(c * symbol(n) for c, n in terms)), arguments))
+            emit(Map(name, sp.Add(*(c * symbol(n) for c, n in terms)), arguments), Space.SCALAR)
         else:
-            out.append(Sum(name, tuple(terms)))
+            emit(Sum(name, tuple(terms)), Space.WIDTH)
         return name
 
     def contribution(variable: str, source: str) -> str:
@@ -95,12 +102,12 @@ def transpose(program: Program) -> Backward:
             inner = tuple(a for a in s.arguments if symbol(a) in factor.free_symbols)
             arguments = tuple(dict.fromkeys((*inner, adjoint)))
             if spaces[argument] is Space.SCALAR:
-                out.append(Average(name, factor * symbol(adjoint), arguments))
+                emit(Average(name, factor * symbol(adjoint), arguments), Space.SCALAR)
             elif not inner and isinstance(s, Map):
                 received[argument].append((factor, adjoint))
                 continue
             else:
-                out.append(Map(name, factor * symbol(adjoint), arguments))
+                emit(Map(name, factor * symbol(adjoint), arguments), Space.WIDTH)
             received[argument].append((sp.S.One, name))
 
     for s in reversed(program.statements):
@@ -112,7 +119,7 @@ def transpose(program: Program) -> Backward:
                 pairs.append(Pair(s.matrix, adjoint, s.arg, s.transpose))
                 if spaces[s.arg] is Space.WIDTH:
                     name = contribution(s.arg, s.out)
-                    out.append(Product(name, s.matrix, adjoint, not s.transpose))
+                    emit(Product(name, s.matrix, adjoint, not s.transpose), Space.WIDTH)
                     received[s.arg].append((sp.S.One, name))
             case Sum():
                 for c, name in s.terms:
@@ -124,7 +131,7 @@ def transpose(program: Program) -> Backward:
         raise ProgramError(
             "named", clash[0], "a name that no adjoint has", "the adjoint of h is called dh: choose a name without leading d"
         )
-    return Backward(tuple(out), adjoints, tuple(pairs))
+    return Backward(tuple(out), adjoints, tuple(pairs), kinds)
 
 
 def populations(program: Program) -> dict[str, str]:
