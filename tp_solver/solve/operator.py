@@ -1,0 +1,146 @@
+"""Weight matrices at infinite width (``theory/limit_operator.md``).
+
+A hidden matrix is the operator ``W = [s (eps_u Q^T + V eps_r^T) + V M Q^T] / S``: Q and V are orthonormal bases of what it
+has met below and above, eps_u and eps_r their Gaussian partners, and M what it has learned. Input and readout matrices have
+one side of fixed dimension, so they are a few numbers per site.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tp_solver.numerics.basis import Basis, coordinates, extend
+
+
+class OperatorState(NamedTuple):
+    """What a hidden matrix is made of: bases (R, S) below and (K, S) above, partners (R, S) and (K, S), learned (K, R)."""
+
+    below: Basis
+    above: Basis
+    eps_u: jax.Array
+    eps_r: jax.Array
+    learned: jax.Array
+
+
+class LimitOperator:
+    """A hidden matrix during one step; the partners already carry the initial scale."""
+
+    def __init__(self, state: OperatorState, tol: float) -> None:
+        self.state = state
+        self._tol = tol
+        self.below: dict[str, jax.Array] = {}
+        self.above: dict[str, jax.Array] = {}
+        self.response: dict[str, jax.Array] = {}
+
+    def coordinates_below(self, name: str, x: jax.Array) -> jax.Array:
+        """Coordinates (P, R) of a vector in the lower basis, which grows to hold it."""
+        if name not in self.below:
+            basis, c = extend(self.state.below, x, self._tol)
+            self.state = self.state._replace(below=basis)
+            self.below = {k: v for k, v in self.below.items()} | {name: c}
+        return self.below[name]
+
+    def coordinates_above(self, name: str, y: jax.Array) -> jax.Array:
+        """Coordinates (P, K) of a vector in the upper basis, which grows to hold it."""
+        if name not in self.above:
+            basis, d = extend(self.state.above, y, self._tol)
+            self.state = self.state._replace(above=basis)
+            self.above = {k: v for k, v in self.above.items()} | {name: d}
+        return self.above[name]
+
+    def forward(self, name: str, x: jax.Array) -> jax.Array:
+        """Gaussian part, response to earlier transposed products, learned part."""
+        c = self.coordinates_below(name, x)
+        s = self.state
+        a = x @ s.eps_r.T / x.shape[1]
+        self.response[name] = a
+        return c @ s.eps_u + (a + c @ s.learned.T) @ s.above.rows
+
+    def backward(self, name: str, y: jax.Array) -> jax.Array:
+        """The same with the roles of the two sides exchanged."""
+        d = self.coordinates_above(name, y)
+        s = self.state
+        b = y @ s.eps_u.T / y.shape[1]
+        self.response[name] = b
+        return d @ s.eps_r + (b + d @ s.learned) @ s.below.rows
+
+    def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:
+        """Learn ``sum_nu weights_nu y_nu x_nu^T``."""
+        d, c = self.coordinates_above(above, y), self.coordinates_below(below, x)
+        self.state = self.state._replace(learned=self.state.learned + (d * weights[:, None]).T @ c)
+
+
+class Probe:
+    """A hidden matrix met by new points: projection on the trained bases plus the noise that the projection leaves out.
+
+    One-point functions are exact in law, and the trained state is not touched.
+    """
+
+    def __init__(self, state: OperatorState, scale: jax.Array, noise: dict[str, jax.Array]) -> None:
+        self.state, self._scale, self._noise = state, scale, noise
+
+    def forward(self, name: str, x: jax.Array) -> jax.Array:
+        """As for training points, with ``sqrt(rho)`` independent noise, rho = <x x> - c.c."""
+        s = self.state
+        c = coordinates(s.below, x)
+        return c @ s.eps_u + self._rest(name, x, c) + (x @ s.eps_r.T / x.shape[1] + c @ s.learned.T) @ s.above.rows
+
+    def backward(self, name: str, y: jax.Array) -> jax.Array:
+        """A transposed matrix in the forward program."""
+        s = self.state
+        d = coordinates(s.above, y)
+        return d @ s.eps_r + self._rest(name, y, d) + (y @ s.eps_u.T / y.shape[1] + d @ s.learned) @ s.below.rows
+
+    def _rest(self, name: str, x: jax.Array, c: jax.Array) -> jax.Array:
+        rho = jnp.maximum(jnp.mean(x * x, axis=1) - jnp.sum(c * c, axis=1), 0.0)
+        return self._scale * jnp.sqrt(rho)[:, None] * self._noise[name]
+
+
+class InputSites:
+    """An input matrix or bias: per site, one weight per input direction; ``weights`` is (r, S)."""
+
+    def __init__(self, weights: jax.Array) -> None:
+        self.weights = weights
+
+    def forward(self, name: str, x: jax.Array) -> jax.Array:
+        return x @ self.weights
+
+    def backward(self, name: str, y: jax.Array) -> jax.Array:
+        raise NotImplementedError("programs never transpose an input matrix")
+
+    def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:
+        """Learn ``sum_nu weights_nu x_nu y_nu``."""
+        self.weights = self.weights + (x * weights[:, None]).T @ y
+
+
+class InputProbe:
+    """An input matrix met by new points: what the training inputs do not span brings fresh noise."""
+
+    def __init__(self, weights: jax.Array, rest: jax.Array) -> None:
+        self._weights, self._rest = weights, rest
+
+    def forward(self, name: str, x: jax.Array) -> jax.Array:
+        return x @ self._weights + self._rest
+
+    def backward(self, name: str, y: jax.Array) -> jax.Array:
+        raise NotImplementedError("programs never transpose an input matrix")
+
+
+class ReadoutSites:
+    """A readout: per site, one weight per output; ``weights`` is (K, S), and outputs are averages over sites."""
+
+    def __init__(self, weights: jax.Array) -> None:
+        self.weights = weights
+
+    def forward(self, name: str, x: jax.Array) -> jax.Array:
+        return x @ self.weights.T / x.shape[1]
+
+    def backward(self, name: str, y: jax.Array) -> jax.Array:
+        return y @ self.weights
+
+    def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:
+        """Learn ``sum_nu weights_nu y_nu x_nu``."""
+        self.weights = self.weights + (y * weights[:, None]).T @ x
