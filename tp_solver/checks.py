@@ -32,7 +32,8 @@ def number(
         allowed += f" > {above:g}"
     if maximum is not None:
         allowed += f" and <= {maximum:g}" if (minimum, above) != (None, None) else f" <= {maximum:g}"
-    scalar = isinstance(value, (numbers.Real, np.generic)) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    # kind f, i, u: numpy and jax scalars, but no complex numbers, whose float() drops the imaginary part
+    scalar = isinstance(value, numbers.Real) or (getattr(value, "ndim", None) == 0 and getattr(value.dtype, "kind", "") in "fiu")
     if isinstance(value, (bool, np.bool_)) or not scalar:
         raise InputError(field, value, allowed, hint or f"give {field} as a plain number")
     try:

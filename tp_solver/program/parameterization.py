@@ -86,15 +86,20 @@ class Parameterization:
 
     def bind(self, values: Mapping[sp.Symbol, Any]) -> Parameterization:
         """The same parameterization with numbers in place of symbols."""
+        if not isinstance(values, Mapping):
+            raise InputError("bind", values, "a mapping from symbols to numbers", "parameterization.bind({q: Fraction(1, 2)})")
         unknown = set(values) - set(self.free_symbols)
         if unknown:
             raise InputError(
                 "bind",
                 f"the symbols {sorted(map(str, unknown))}",
-                f"symbols among {list(map(str, self.free_symbols))}",
-                "check the spelling",
+                f"the sympy symbols {list(map(str, self.free_symbols))}",
+                "the keys are the symbols themselves, not their names",
             )
-        exact = {k: _exponent(str(k), v) for k, v in values.items()}
+        exponents = set().union(*(e.free_symbols for f in ("a", "b", "c") for e in getattr(self, f)))
+        exact = {
+            k: _exponent(f"bind[{k}]", v) if k in exponents else _sympified(f"bind[{k}]", v, "a finite number") for k, v in values.items()
+        }
         parts = {f: tuple(e.subs(exact) for e in getattr(self, f)) for f in ("a", "b", "c", "alpha", "sigma", "eta")}
         return Parameterization(self.name, **parts)
 

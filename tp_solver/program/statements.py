@@ -7,11 +7,13 @@ come from the parameterization of its matrices, so that one program serves them 
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import sympy as sp
 
 from tp_solver.errors import ProgramError
@@ -56,6 +58,19 @@ class Matrix:
 def symbol(variable: str) -> sp.Symbol:
     """The symbol that stands for a variable inside map expressions."""
     return sp.Symbol(variable, real=True)
+
+
+def coefficient(field: str, value: Any, expected: str = "a finite number or a sympy expression") -> sp.Expr:
+    """A finite sympy expression from a number or an expression; text is refused, as sympy would run it."""
+    if isinstance(value, sp.Expr):
+        out: Any = value
+    elif isinstance(value, (numbers.Real, np.integer, np.floating)) and not isinstance(value, bool):
+        out = sp.sympify(value)
+    else:
+        out = None
+    if not isinstance(out, sp.Expr) or out.has(sp.nan, sp.zoo, sp.oo, -sp.oo, sp.I):
+        raise ProgramError(field, value, expected, "write a plain number, sympy.Rational(1, 2) or a sympy symbol")
+    return out
 
 
 @dataclass(frozen=True)
@@ -183,20 +198,23 @@ class Program:
 
     def bind(self, values: Mapping[sp.Symbol, Any]) -> Program:
         """The same program with numbers (or other symbols) in place of symbolic coefficients."""
+        if not isinstance(values, Mapping):
+            raise ProgramError("bind", values, "a mapping from symbols to numbers", "program.bind({a: 0.5})")
         unknown = set(values) - set(self.free_symbols)
         if unknown:
             raise ProgramError(
                 "bind",
                 f"the symbols {sorted(map(str, unknown))}",
-                f"symbols among {list(map(str, self.free_symbols))}",
+                f"the sympy symbols {list(map(str, self.free_symbols))}",
                 "print the program to see its coefficients",
             )
+        exact = {k: coefficient(f"bind[{k}]", v) for k, v in values.items()}
 
         def bound(s: Statement) -> Statement:
             if isinstance(s, Sum):
-                return Sum(s.out, tuple((sp.sympify(c).subs(values), x) for c, x in s.terms))
+                return Sum(s.out, tuple((c.subs(exact), x) for c, x in s.terms))
             if isinstance(s, (Map, Average)):
-                return replace(s, expression=s.expression.subs(values))
+                return replace(s, expression=s.expression.subs(exact))
             return s
 
         return replace(self, statements=tuple(bound(s) for s in self.statements))

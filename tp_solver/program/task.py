@@ -66,8 +66,6 @@ class Task:
             test: number of held-out images (0 for none).
             seed: which images.
         """
-        from sklearn.datasets import load_digits
-
         if isinstance(classes, (int, str)) or not hasattr(classes, "__iter__"):
             raise InputError("classes", classes, "a sequence of digits", "classes=(0, 1)")
         chosen = tuple(checks.integer(f"classes[{k}]", c, minimum=0, maximum=9) for k, c in enumerate(classes))
@@ -76,6 +74,8 @@ class Task:
         points = checks.integer("points", points, minimum=len(chosen))
         test = checks.integer("test", test, minimum=0)
         seed = checks.integer("seed", seed, minimum=0)
+        from sklearn.datasets import load_digits  # slow to import, so only when needed
+
         images, digit = load_digits(return_X_y=True)
         rng = np.random.default_rng(seed)
         train_rows: list[np.ndarray] = []

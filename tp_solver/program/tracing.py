@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import sympy as sp
 
-from tp_solver.errors import InputError, ProgramError
+from tp_solver.errors import InputError, ProgramError, TPError
 from tp_solver.program.statements import (
     ONE,
     Average,
@@ -22,6 +23,7 @@ from tp_solver.program.statements import (
     Statement,
     Sum,
     X,
+    coefficient,
     symbol,
 )
 from tp_solver.symbols.activation import Activation
@@ -69,14 +71,14 @@ def readout(name: str) -> Weight:
 
 def bias(name: str, sigma: Any = 0, rate: Any = 1) -> Weight:
     """A trained bias vector, initialised N(0, sigma^2), trained at ``rate`` times the base rate (0: frozen)."""
-    weight = _named(name, Role.BIAS)
-    values = []
-    for what, v in (("sigma", sigma), ("rate", rate)):
-        v = sp.sympify(v)
-        if not isinstance(v, sp.Expr) or not v.is_finite or (v.is_number and not v >= 0):
-            raise InputError(f"bias {name!r} {what}", v, "a finite number >= 0", "bias(name, sigma=0.5)")
-        values.append(v)
-    return Weight(Matrix(weight.matrix.name, Role.BIAS, *values))
+    matrix = _named(name, Role.BIAS).matrix
+    scales = []
+    for what, value in (("sigma", sigma), ("rate", rate)):
+        scale = coefficient(f"bias {name!r} {what}", value, "a finite number >= 0")
+        if scale.is_number and not scale >= 0:
+            raise InputError(f"bias {name!r} {what}", value, "a finite number >= 0", "sigma = 0 starts at zero, rate = 0 freezes")
+        scales.append(scale)
+    return Weight(Matrix(matrix.name, Role.BIAS, *scales))
 
 
 @dataclass
@@ -127,7 +129,7 @@ class Trace:
 
     def entrywise(self, expression: sp.Expr, args: tuple[Vector, ...]) -> Vector:
         for v in args:
-            if self.spaces[v.name] is not Space.SCALAR:
+            if v.trace is not self or self.spaces[v.name] is not Space.SCALAR:
                 self.require(v, Space.WIDTH, "an entrywise map")
         if all(self.spaces[v.name] is Space.SCALAR for v in args):
             raise ProgramError("entrywise map", "averages only", "at least one vector over the sites", "multiply by a vector")
@@ -151,6 +153,8 @@ class Vector:
 
     trace: Trace
     name: str
+
+    __array_ufunc__ = None  # numpy must not take a vector for an object to be repeated
 
     def apply_activation(self, activation: Activation) -> Vector:
         t = self.trace
@@ -183,20 +187,20 @@ class Vector:
     def __mul__(self, other: Any) -> Vector:
         if isinstance(other, Vector):
             return self.trace.entrywise(symbol(self.name) * symbol(other.name), (self, other))
-        try:
-            c = sp.sympify(other)
-        except (sp.SympifyError, TypeError) as error:
-            raise ProgramError(f"... * {self.name}", other, "a number, a sympy expression or a vector", "") from error
-        if not isinstance(c, sp.Expr) or c.has(sp.nan, sp.zoo, sp.oo):
-            raise ProgramError(f"... * {self.name}", other, "a finite number or sympy expression", "check the coefficient")
-        return self.trace.combine([(c, self)])
+        return self.trace.combine([(coefficient(f"... * {self.name}", other), self)])
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Vector:
         if isinstance(other, Vector):
             return self.trace.entrywise(symbol(self.name) / symbol(other.name), (self, other))
-        return self * (1 / sp.sympify(other))
+        c = coefficient(f"{self.name} / ...", other)
+        if c == 0:
+            raise ProgramError(f"{self.name} / ...", other, "a divisor other than zero", "check the coefficient")
+        return self * (1 / c)
+
+    def __pow__(self, power: Any) -> Vector:
+        return self.trace.entrywise(symbol(self.name) ** coefficient(f"{self.name} ** ...", power), (self,))
 
     def __repr__(self) -> str:
         return f"Vector({self.name})"
@@ -206,8 +210,7 @@ def entrywise(function: Callable[..., sp.Expr], *vectors: Vector) -> Vector:
     """An entrywise map of several vectors (or averages), e.g. ``tp.entrywise(lambda a, b: a * sympy.tanh(b), a, b)``."""
     if not vectors or not all(isinstance(v, Vector) for v in vectors):
         raise ProgramError("entrywise", vectors, "at least one traced vector", "use it inside tp.program")
-    expression = canonical(sp.sympify(function(*(symbol(v.name) for v in vectors))))
-    return vectors[0].trace.entrywise(expression, vectors)
+    return vectors[0].trace.entrywise(_applied("entrywise", function, vectors), vectors)
 
 
 def average(function: Callable[..., sp.Expr], *vectors: Vector) -> Vector:
@@ -217,8 +220,23 @@ def average(function: Callable[..., sp.Expr], *vectors: Vector) -> Vector:
     trace = vectors[0].trace
     for v in vectors:
         trace.require(v, Space.WIDTH, "an average")
-    expression = canonical(sp.sympify(function(*(symbol(v.name) for v in vectors))))
+    expression = _applied("average", function, vectors)
     return trace.add(Average(trace.fresh(), expression, tuple(dict.fromkeys(v.name for v in vectors))), Space.SCALAR)
+
+
+def _applied(what: str, function: Callable[..., sp.Expr], vectors: tuple[Vector, ...]) -> sp.Expr:
+    if not callable(function):
+        raise ProgramError(what, function, "a function, then vectors", f"tp.{what}(lambda a: sympy.tanh(a), v)")
+    try:
+        value = function(*(symbol(v.name) for v in vectors))
+    except Exception as error:
+        raise ProgramError(
+            what,
+            f"a function that fails on symbols ({type(error).__name__}: {error})",
+            "a function with one argument per vector",
+            "use sympy functions (sympy.tanh, not numpy.tanh)",
+        ) from error
+    return canonical(coefficient(what, value, "a finite sympy expression"))
 
 
 def program(function: Callable[[Vector], Vector], name: str | None = None) -> Program:
@@ -239,7 +257,17 @@ def program(function: Callable[[Vector], Vector], name: str | None = None) -> Pr
     if not callable(function):
         raise ProgramError("program", function, "a function of the inputs", "tp.program(lambda x: w @ tp.tanh(W0 @ x))")
     trace = Trace()
-    out = function(Vector(trace, X))
+    try:
+        out = function(Vector(trace, X))
+    except TPError:
+        raise
+    except Exception as error:
+        raise ProgramError(
+            getattr(function, "__name__", "program"),
+            f"a function that fails on a traced vector ({type(error).__name__}: {error})",
+            "a function of the inputs alone",
+            "inside it use W @ v, + - * /, activations, tp.entrywise and tp.average",
+        ) from error
     if not isinstance(out, Vector) or out.trace is not trace or trace.spaces[out.name] is not Space.OUTPUT:
         raise ProgramError(
             getattr(function, "__name__", "program"),
@@ -254,8 +282,9 @@ def program(function: Callable[[Vector], Vector], name: str | None = None) -> Pr
         names.setdefault(layer.post, f"x{layer.index}")
         names.setdefault(layer.pre, f"h{layer.index}")
     names.setdefault(out.name, "f")
-    if len(set(names.values())) < len(names):
-        raise ProgramError("named", sorted(names.values()), "different names", "choose another name for one of the variables")
+    uses = Counter(names.get(v, v) for v in trace.spaces)
+    if clash := [n for n, count in uses.items() if count > 1]:
+        raise ProgramError("named", clash[0], "a different name for every variable", "choose another name for one of the variables")
     return Program(
         name or str(getattr(function, "__name__", "program")),
         tuple(trace.matrices.values()),

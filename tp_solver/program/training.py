@@ -83,11 +83,11 @@ Training = GradientDescent | GradientFlow
 
 
 def _rates(lr: Any) -> Any:
+    if isinstance(lr, (list, tuple, Mapping)) and not lr:
+        raise InputError("lr", lr, "a number, or one number per weight matrix", "lr=0.1")
     if isinstance(lr, Mapping):
         return {str(k): checks.number(f"lr[{k!r}]", v, minimum=0.0) for k, v in lr.items()}
     if isinstance(lr, (list, tuple)):
-        if not lr:
-            raise InputError("lr", lr, "a number, or one number per weight matrix", "lr=0.1")
         return tuple(checks.number(f"lr[{k}]", v, minimum=0.0) for k, v in enumerate(lr))
     return checks.number("lr", lr, minimum=0.0)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sympy as sp
+from sympy.core.function import AppliedUndef
 
 from tp_solver.errors import InputError
 from tp_solver.symbols.functions import canonical
@@ -49,7 +50,7 @@ class Activation:
                 "a function of one sympy symbol",
                 "use sympy functions (sympy.tanh, not numpy.tanh or math.tanh)",
             ) from error
-        if not isinstance(value, sp.Expr) or value.has(sp.nan, sp.zoo):
+        if not isinstance(value, sp.Expr) or value.has(sp.nan, sp.zoo, sp.oo, -sp.oo):
             raise InputError(f"activation {self.name!r}", value, "a finite sympy expression", "use sympy functions")
         extra = value.free_symbols - {X}
         if extra:
@@ -59,6 +60,8 @@ class Activation:
                 "an expression in its argument alone",
                 "substitute numbers for the parameters first",
             )
+        if undefined := value.atoms(AppliedUndef):
+            raise InputError(f"activation {self.name!r}", sorted(map(str, undefined)), "functions that sympy defines", "check the spelling")
         if value.has(sp.I):
             raise InputError(f"activation {self.name!r}", value, "a real function", "remove the imaginary unit")
         object.__setattr__(self, "expression", canonical(value))
