@@ -1,0 +1,293 @@
+"""The causal march: one pass through the training run at infinite width (``theory/limit_operator.md``).
+
+Forward through the program, loss, backward through the transposed program, update, next step. Nothing is iterated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tp_solver.limit.transposition import COTANGENT
+from tp_solver.numerics.basis import Basis, enlarged, extend
+from tp_solver.numerics.noise import ExactColumns, SampledColumns
+from tp_solver.program.losses import Loss
+from tp_solver.program.statements import ONE, Role, Space, X
+from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home, Layout
+from tp_solver.solve.machine import Env, loss_and_error, run
+from tp_solver.solve.operator import InputProbe, InputSites, LimitOperator, OperatorState, Probe, ReadoutSites
+
+LADDER = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+"""Capacities that bases grow through; each new combination is one compilation."""
+
+
+class SiteState(NamedTuple):
+    """Everything a step needs and changes."""
+
+    operators: dict[str, OperatorState]
+    sites: dict[str, jax.Array]
+    observers: dict[str, Basis]
+
+
+class Batch(NamedTuple):
+    """The numbers of one run: input coordinates (P, r) (see :func:`tp_solver.solve.machine.input_coordinates`), labels
+    (P, K), weights p (P,), the feature-learning strength, the tolerance, and the learning rate of every matrix."""
+
+    x: jax.Array
+    y: jax.Array
+    p: jax.Array
+    gamma0: jax.Array
+    tol: jax.Array
+    rates: dict[str, jax.Array]
+
+
+class NewPoints(NamedTuple):
+    """Points to predict at: coordinates (P_new, r), and noise (P_new, S) per input matrix (already scaled) and per
+    (matrix, argument) of a hidden product; ``scales`` are the initial standard deviations of the hidden matrices."""
+
+    x: jax.Array
+    scales: dict[str, jax.Array]
+    rest: dict[str, jax.Array]
+    noise: dict[str, dict[str, jax.Array]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The static part of a step: what it is compiled for."""
+
+    plan: Layout
+    loss: Loss
+    scalar: bool
+    keep: bool
+
+
+class Moment(NamedTuple):
+    """What is recorded of one time."""
+
+    f: jax.Array
+    loss: jax.Array
+    ntk: jax.Array
+    identity: jax.Array
+    coordinates: dict[str, jax.Array]
+    squares: dict[str, jax.Array]
+    responses: dict[str, jax.Array]
+    kept: dict[str, jax.Array]
+
+
+def matrices(plan: Layout, state: SiteState, tol: Any) -> dict[str, Any]:
+    """The acting matrices of a step."""
+    out: dict[str, Any] = {name: LimitOperator(s, tol) for name, s in state.operators.items()}
+    for m in plan.program.matrices:
+        if m.role is Role.READOUT:
+            out[m.name] = ReadoutSites(state.sites[m.name])
+        elif m.role is not Role.HIDDEN:
+            out[m.name] = InputSites(state.sites[m.name])
+    return out
+
+
+@partial(jax.jit, static_argnums=0)
+def step(setting: Setting, state: SiteState, batch: Batch, active: Any) -> tuple[SiteState, Moment]:
+    """One time: forward, loss, backward, and the update (times ``active``, 0 at the last time)."""
+    plan = setting.plan
+    gamma0, tol = batch.gamma0, batch.tol
+    acting = matrices(plan, state, tol)
+    env: Env = {X: batch.x, ONE: jnp.ones_like(batch.x[:, :1])}
+    env = run(plan.program.statements, env, acting)
+    f = env[plan.program.output] / gamma0
+    per_point, error = loss_and_error(setting.loss, f, batch.y)
+    e = batch.p[:, None] * error
+    # scalar outputs propagate df/dh and weigh the updates by e; several outputs propagate the loss gradient itself
+    env[COTANGENT] = jnp.ones_like(e) if setting.scalar else e
+    weights = e[:, 0] if setting.scalar else jnp.ones_like(batch.p)
+    env = run(plan.backward.statements, env, acting)
+    identity = _transfer_identity(plan, env)
+
+    coordinates, observers = _observe(plan, state.observers, env, acting, tol)
+    names = [v for v in plan.homes if v in env]
+    squares = {v: jnp.mean(env[v] ** 2, axis=1) for v in names}
+    moment = Moment(
+        f,
+        jnp.sum(batch.p * per_point),
+        _tangent_kernel(plan, batch.rates, env, coordinates, squares),
+        identity,
+        coordinates,
+        squares,
+        {f"{m}:{v}": a for m in plan.hidden for v, a in acting[m].response.items()},
+        {v: env[v] for layer in plan.program.layers for v in _site_fields(plan, layer)} if setting.keep else {},
+    )
+    for pair in plan.backward.pairs:
+        rate = batch.rates[pair.matrix] * gamma0 * active
+        y, x = (pair.input, pair.adjoint) if pair.transpose else (pair.adjoint, pair.input)
+        acting[pair.matrix].update(y, env[y], x, env[x], rate * weights)
+    after = SiteState(
+        {m: acting[m].state for m in plan.hidden},
+        {m: acting[m].weights for m in state.sites},
+        observers,
+    )
+    return after, moment
+
+
+def _site_fields(plan: Layout, layer: Any) -> tuple[str, ...]:
+    return tuple(v for v in (layer.pre, plan.backward.adjoints.get(layer.post)) if v is not None)
+
+
+def _observe(
+    plan: Layout, observers: dict[str, Basis], env: Env, acting: Mapping[str, Any], tol: Any
+) -> tuple[dict[str, jax.Array], dict[str, Basis]]:
+    """Coordinates of every recorded variable; observers grow, the operators already did."""
+    out, bases = {}, dict(observers)
+    for variable, home in plan.homes.items():
+        if home.side is not None:
+            known = acting[home.basis].below if home.side == BELOW else acting[home.basis].above
+            out[variable] = known[variable]
+        else:
+            bases[home.basis], out[variable] = extend(bases[home.basis], env[variable], tol)
+    return out, bases
+
+
+def _inner(a: str, b: str, plan: Layout, env: Env, coordinates: Mapping[str, jax.Array], squares: Mapping[str, jax.Array]) -> jax.Array:
+    """<a_mu b_nu>, (P, P), from coordinates where both share a basis; the diagonal of a == b is exact."""
+    if plan.homes[a] != plan.homes[b]:
+        return env[a] @ env[b].T / env[a].shape[1]
+    gram = coordinates[a] @ coordinates[b].T
+    return gram if a != b else gram - jnp.diag(jnp.diag(gram)) + jnp.diag(squares[a])
+
+
+def _tangent_kernel(
+    plan: Layout, rates: Mapping[str, jax.Array], env: Env, coordinates: Mapping[str, jax.Array], squares: Mapping[str, jax.Array]
+) -> jax.Array:
+    """sum over matrices and pairs of their uses of rate <adjoint adjoint'> <input input'>, learning rates included."""
+    total = jnp.zeros(())
+    spaces = {**plan.program.spaces(), **plan.backward.spaces}
+
+    def gram(a: str, b: str) -> jax.Array:
+        if spaces[a] is Space.WIDTH:
+            return _inner(a, b, plan, env, coordinates, squares)
+        return env[a] @ env[b].T
+
+    for p in plan.backward.pairs:
+        for q in plan.backward.pairs:
+            if p.matrix == q.matrix:
+                above, below = (p.input, p.adjoint) if p.transpose else (p.adjoint, p.input)
+                above2, below2 = (q.input, q.adjoint) if q.transpose else (q.adjoint, q.input)
+                total = total + rates[p.matrix] * gram(above, above2) * gram(below, below2)
+    return total
+
+
+def _transfer_identity(plan: Layout, env: Env) -> jax.Array:
+    """Largest violation of <(W x) y> = <x (W^T y)> over the hidden products, relative to the vectors' sizes."""
+    worst = jnp.zeros(())
+    products = [s for s in (*plan.program.statements, *plan.backward.statements) if getattr(s, "matrix", None) in plan.hidden]
+    for p in plan.backward.pairs:
+        if p.matrix not in plan.hidden:
+            continue
+        forward = next(s for s in products if s.matrix == p.matrix and s.arg == p.input and s.transpose == p.transpose)
+        back = next((s for s in products if s.matrix == p.matrix and s.arg == p.adjoint and s.transpose != p.transpose), None)
+        if back is not None:
+            left, right = env[forward.out] * env[p.adjoint], env[p.input] * env[back.out]
+            size = jnp.sqrt(jnp.mean(env[forward.out] ** 2) * jnp.mean(env[p.adjoint] ** 2)) + jnp.finfo(left.dtype).tiny
+            worst = jnp.maximum(worst, jnp.max(jnp.abs(jnp.mean(left, axis=1) - jnp.mean(right, axis=1))) / size)
+    return worst
+
+
+@partial(jax.jit, static_argnums=0)
+def predict(setting: Setting, state: SiteState, points: NewPoints, gamma0: Any) -> jax.Array:
+    """Outputs (P_new, K) at new points from the state before an update; the state is not touched."""
+    plan = setting.plan
+    acting: dict[str, Any] = {}
+    for m in plan.program.matrices:
+        if m.role is Role.HIDDEN:
+            acting[m.name] = Probe(state.operators[m.name], points.scales[m.name], points.noise[m.name])
+        elif m.role is Role.READOUT:
+            acting[m.name] = ReadoutSites(state.sites[m.name])
+        elif m.role is Role.INPUT:
+            acting[m.name] = InputProbe(state.sites[m.name], points.rest[m.name])
+        else:
+            acting[m.name] = InputSites(state.sites[m.name])
+    env: Env = {X: points.x, ONE: jnp.ones_like(points.x[:, :1])}
+    return run(plan.program.statements, env, acting)[plan.program.output] / gamma0
+
+
+def initial_state(
+    columns: Columns, source: SampledColumns | ExactColumns, capacity: Mapping[Home, int], observer_capacity: Mapping[str, int], dtype: Any
+) -> SiteState:
+    """Fresh matrices: empty bases with Gaussian partners, random site weights."""
+    drawn = columns.draw(source, capacity)
+    sites = {m: jnp.asarray(v["weights"], dtype) for m, v in drawn.items() if "weights" in v}
+    size = next(iter(sites.values())).shape[1]
+    operators = {}
+    for m in columns.plan.hidden:
+        below, above = capacity[Home(m, BELOW)], capacity[Home(m, ABOVE)]
+        operators[m] = OperatorState(
+            Basis.empty(below, size, dtype),
+            Basis.empty(above, size, dtype),
+            jnp.asarray(drawn[m]["eps_u"], dtype),
+            jnp.asarray(drawn[m]["eps_r"], dtype),
+            jnp.zeros((above, below), dtype),
+        )
+    observers = {k: Basis.empty(observer_capacity[k], size, dtype) for k in columns.plan.observers}
+    return SiteState(operators, sites, observers)
+
+
+def ranks(state: SiteState) -> dict[Home, int]:
+    """Number of directions in every basis."""
+    out = {}
+    for m, s in state.operators.items():
+        out[Home(m, BELOW)], out[Home(m, ABOVE)] = int(s.below.count), int(s.above.count)
+    return out | {Home(k): int(b.count) for k, b in state.observers.items()}
+
+
+def grown(state: SiteState, columns: Columns, source: SampledColumns, capacity: Mapping[Home, int]) -> SiteState:
+    """The same state with more room; partners in use keep their values."""
+    hidden = {h: n for h, n in capacity.items() if h.side is not None}
+    drawn = columns.draw(source, hidden)
+    operators = {}
+    for m, s in state.operators.items():
+        below, above = capacity[Home(m, BELOW)], capacity[Home(m, ABOVE)]
+        pad = ((0, above - s.learned.shape[0]), (0, below - s.learned.shape[1]))
+        operators[m] = OperatorState(
+            enlarged(s.below, below),
+            enlarged(s.above, above),
+            jnp.asarray(drawn[m]["eps_u"], s.eps_u.dtype),
+            jnp.asarray(drawn[m]["eps_r"], s.eps_r.dtype),
+            jnp.pad(s.learned, pad),
+        )
+    return SiteState(operators, state.sites, {k: enlarged(b, capacity[Home(k)]) for k, b in state.observers.items()})
+
+
+def roomier(capacity: Mapping[Home, int], used: Mapping[Home, int]) -> dict[Home, int]:
+    """Next capacities: sides that overflowed climb the ladder past their need, nearly full ones with them."""
+    out = {}
+    for home, room in capacity.items():
+        need = used[home] + 1 if used[home] > room else (used[home] * 4 // 3 if used[home] > 0.8 * room else 0)
+        out[home] = room if need <= room else next((n for n in LADDER if n >= need), 2 * need)
+    return out
+
+
+def new_points(
+    columns: Columns, x: np.ndarray, rest: np.ndarray, sites: int, seed: tuple[int, ...], dtype: Any
+) -> NewPoints:
+    """Draw the noise of new points, equal on the two halves of the sites as forward noise is."""
+    plan = columns.plan
+    rng = np.random.default_rng([77, *seed])
+
+    def noise() -> np.ndarray:
+        half = rng.standard_normal((len(x), (sites + 1) // 2))
+        return np.concatenate([half, half], axis=1)[:, :sites]
+
+    inputs = {
+        m.name: jnp.asarray(columns.scales[m.name] * np.sqrt(rest)[:, None] * noise(), dtype)
+        for m in plan.program.matrices
+        if m.role is Role.INPUT
+    }
+    products: dict[str, dict[str, jax.Array]] = {m: {} for m in plan.hidden}
+    for s in plan.noise_products():
+        products[s.matrix][s.arg] = jnp.asarray(noise(), dtype)
+    scales = {m: jnp.asarray(columns.scales[m], dtype) for m in plan.hidden}
+    return NewPoints(jnp.asarray(x, dtype), scales, inputs, products)

@@ -1,0 +1,162 @@
+"""Drives the march through time: capacity, divergence, prediction at new points, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from tp_solver.numerics.noise import ExactColumns, SampledColumns
+from tp_solver.solve.layout import Columns, Home
+from tp_solver.solve.march import (
+    LADDER,
+    Batch,
+    Moment,
+    NewPoints,
+    Setting,
+    SiteState,
+    grown,
+    initial_state,
+    predict,
+    ranks,
+    roomier,
+    step,
+)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One replicate: arrays over the times 0..last, and the final state.
+
+    Attributes:
+        f: (T + 1, P, K); f_new: (T + 1, P_new, K) or None; loss: (T + 1,); ntk: (T + 1, P, P), learning rates included.
+        identity: (T + 1,) relative violation of <(W x) y> = <x (W^T y)>.
+        coordinates: variable -> (T + 1, P, R); squares: variable -> (T + 1, P); responses: "matrix:variable" -> (T + 1, P, R).
+        fields: time -> variable -> (P, S) samples.
+        state: the state at the last time, before an update.
+        used: final rank of every basis.
+        last: last finite time; ``first_bad`` the first time with a non-finite or runaway value, or None.
+    """
+
+    f: np.ndarray
+    f_new: np.ndarray | None
+    loss: np.ndarray
+    ntk: np.ndarray
+    identity: np.ndarray
+    coordinates: Mapping[str, np.ndarray]
+    squares: Mapping[str, np.ndarray]
+    responses: Mapping[str, np.ndarray]
+    fields: Mapping[int, Mapping[str, np.ndarray]]
+    state: SiteState
+    capacity: Mapping[Home, int]
+    used: Mapping[Home, int]
+    first_bad: int | None
+    cause: str = ""
+
+
+RUNAWAY = 1e8
+"""A loss this many times the larger of 1 and its first value counts as divergence."""
+
+
+def march(
+    setting: Setting,
+    columns: Columns,
+    source: SampledColumns | ExactColumns,
+    batch: Batch,
+    steps: int,
+    capacity: Mapping[Home, int],
+    points: NewPoints | None,
+    keep: frozenset[int],
+    tick: Callable[[int, float, int], None],
+) -> Trajectory:
+    """Step from time 0 to ``steps``; a step that needs more room is repeated with more."""
+    dtype = batch.x.dtype
+    capacity = dict(capacity)
+    state = _fresh(columns, source, capacity, dtype)
+    moments: list[Moment] = []
+    new: list[np.ndarray] = []
+    fields: dict[int, Mapping[str, np.ndarray]] = {}
+    first_bad, cause = None, ""
+    t = 0
+    while t <= steps:
+        kept = Setting(setting.plan, setting.loss, setting.scalar, t in keep)
+        after, moment = step(kept, state, batch, jnp.asarray(float(t < steps), dtype))
+        used = ranks(after)
+        if any(used[h] > capacity[h] for h in capacity):
+            capacity = roomier(capacity, used)
+            if isinstance(source, ExactColumns):  # the sites are the columns: start again with more of them
+                state, moments, new, fields, t = _fresh(columns, source, capacity, dtype), [], [], {}, 0
+            else:
+                state = grown(state, columns, source, capacity)
+            continue
+        loss = float(moment.loss)
+        cause = _trouble(moment, loss, float(moments[0].loss) if moments else loss)
+        if cause:
+            first_bad = t
+            break
+        if points is not None:
+            new.append(np.asarray(predict(setting, state, points, batch.gamma0)))
+        if t in keep:
+            fields[t] = {k: np.asarray(v) for k, v in moment.kept.items()}
+        moments.append(moment._replace(kept={}))
+        if t == steps:
+            break
+        state = after
+        t += 1
+        tick(t, loss, max(used.values()))
+    final = ranks(state)
+    return Trajectory(
+        f=np.array([m.f for m in moments]),
+        f_new=np.array(new) if points is not None else None,
+        loss=np.array([m.loss for m in moments]),
+        ntk=np.array([m.ntk for m in moments]),
+        identity=np.array([m.identity for m in moments]),
+        coordinates=_stacked([m.coordinates for m in moments]),
+        squares=_stacked([m.squares for m in moments]),
+        responses=_stacked([m.responses for m in moments]),
+        fields=fields,
+        state=state if first_bad is not None or not moments else after,
+        capacity=capacity,
+        used=final,
+        first_bad=first_bad,
+        cause=cause,
+    )
+
+
+def first_capacity(columns: Columns, points: int) -> dict[Home, int]:
+    """Room for a first guess: a few directions per data point."""
+    room = next((n for n in LADDER if n >= 2 * points + 8), 2 * points)
+    homes = [Home(m, side) for m in columns.plan.hidden for side in ("below", "above")]
+    return {h: room for h in (*homes, *(Home(k) for k in columns.plan.observers))}
+
+
+def _fresh(columns: Columns, source: SampledColumns | ExactColumns, capacity: Mapping[Home, int], dtype: Any) -> SiteState:
+    hidden = {h: n for h, n in capacity.items() if h.side is not None}
+    return initial_state(columns, source, hidden, {h.basis: n for h, n in capacity.items() if h.side is None}, dtype)
+
+
+def _trouble(moment: Moment, loss: float, first: float) -> str:
+    """Which recorded quantity is not finite, or whether the loss runs away; empty if all is well."""
+    for name, values in (("f", {"f": moment.f}), ("Phi or G", moment.squares), ("the NTK", {"ntk": moment.ntk})):
+        for key, v in values.items():
+            if not bool(jnp.all(jnp.isfinite(v))):
+                return f"{name} ({key})" if name == "Phi or G" else name
+    if not np.isfinite(loss):
+        return "the loss"
+    return "the loss, which runs away" if loss > RUNAWAY * max(1.0, first) else ""
+
+
+def _stacked(parts: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Stack over times, padding the last axis to the final capacity."""
+    out = {}
+    for key in parts[0] if parts else ():
+        arrays = [np.asarray(p[key]) for p in parts]
+        if arrays[0].ndim == 1:
+            out[key] = np.stack(arrays)
+            continue
+        width = max(a.shape[-1] for a in arrays)
+        out[key] = np.stack([np.pad(a, ((0, 0), (0, width - a.shape[-1]))) for a in arrays])
+    return out
