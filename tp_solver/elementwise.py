@@ -20,6 +20,7 @@ _SPECIAL: dict[type, tuple[str, Callable[..., Any]]] = {
     sigmoid: ("sigmoid", jax.nn.sigmoid),
     softplus: ("softplus", jax.nn.softplus),
     logsumexp: ("logsumexp", lambda *x: jax.scipy.special.logsumexp(jnp.stack(jnp.broadcast_arrays(*x)), axis=0)),
+    sp.sech: ("sech", lambda x: 2 * jnp.exp(-jnp.abs(x)) / (1 + jnp.exp(-2 * jnp.abs(x)))),
     sp.Heaviside: ("heaviside", lambda x, *_: jnp.where(x > 0, 1.0, 0.0).astype(jnp.result_type(x))),
     sp.sign: ("sign", jnp.sign),
     sp.Max: ("maximum", lambda *x: _fold(jnp.maximum, x)),

@@ -60,7 +60,16 @@ def canonical(expression: sp.Expr) -> sp.Expr:
         match = base.match(1 + sp.exp(u))
         if match and power.is_negative:
             return sigmoid(-match[u]) ** (-power)
+        if isinstance(base, sp.cosh) and power.is_negative:
+            return sp.sech(base.args[0]) ** (-power)
         return sp.Pow(base, power)
+
+    def hyperbolic(total: sp.Expr) -> sp.Expr:
+        for sign, function in ((1, sp.cosh), (-1, sp.sinh)):
+            match = total.match(sp.exp(u) + sign * sp.exp(-u))
+            if match:
+                return 2 * function(match[u])
+        return total
 
     def stable_log(argument: sp.Expr) -> sp.Expr:
         match = argument.match(1 + sp.exp(u))
@@ -71,8 +80,10 @@ def canonical(expression: sp.Expr) -> sp.Expr:
             return sp.log(match[c] / 2) + softplus(2 * match[u]) - match[u]
         return sp.log(argument)
 
-    out = expression.replace(sp.log, stable_log)
+    out = expression.replace(lambda e: e.is_Add and len(e.args) == 2, hyperbolic)
+    out = out.replace(sp.log, stable_log)
     out = out.replace(sp.Pow, stable_power)
+    out = out.replace(sp.sinh(u) * sp.sech(u), sp.tanh(u))
     # exp(u) sigmoid(-u) = sigmoid(u): the other common way to type a sigmoid
     return out.replace(
         lambda e: e.is_Mul and any(isinstance(f, sp.exp) and sigmoid(-f.args[0]) in e.args for f in e.args),
