@@ -81,6 +81,15 @@ def bias(name: str, sigma: Any = 0, rate: Any = 1) -> Weight:
     return Weight(Matrix(matrix.name, Role.BIAS, *scales))
 
 
+_CURE = {
+    Space.DATA: "inputs meet an input matrix first: W0 @ x",
+    Space.WIDTH: "an input matrix acts on the inputs alone; between sites use tp.hidden_matrix",
+    Space.OUTPUT: "the readout comes last",
+    Space.SCALAR: "an average enters through tp.entrywise, together with a vector",
+}
+"""What to do with a variable that lives in the wrong space."""
+
+
 @dataclass
 class Trace:
     """Collects the statements of one traced function."""
@@ -118,7 +127,7 @@ class Trace:
                 f"{matrix.name} @ {x.name}",
                 f"a variable in the {self.spaces[x.name].value} space",
                 f"one in the {needs.value} space",
-                "inputs meet an input matrix first; the readout comes last",
+                _CURE[self.spaces[x.name]],
             )
         return self.add(Product(self.fresh(), matrix.name, x.name, weight.transposed), gives)
 
@@ -143,7 +152,7 @@ class Trace:
                 f"{what} of {v.name}",
                 f"a variable in the {self.spaces[v.name].value} space",
                 f"one in the {space.value} space",
-                "apply an input matrix first: W0 @ x",
+                _CURE[self.spaces[v.name]],
             )
 
 
