@@ -196,6 +196,39 @@ def test_house_rules(path):
             assert node.args.kwarg is None, f"line {node.lineno}: {node.name} takes **{node.args.kwarg.arg}"
 
 
+TOP_LEVEL = {
+    ".ci",
+    ".gitignore",
+    "CHANGELOG.md",
+    "LICENSE",
+    "README.md",
+    "benchmarks",
+    "notebooks",
+    "pyproject.toml",
+    "tests",
+    "theory",
+    "tp_solver",
+}
+
+
+def committed() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [Path(line) for line in listed.stdout.splitlines()]
+
+
+def test_the_top_level_is_fixed():
+    assert {p.parts[0] for p in committed()} <= TOP_LEVEL
+
+
+def test_no_lock_file_and_no_download_host():
+    files = committed()
+    assert not [p for p in files if p.suffix == ".lock" or p.name.startswith("requirements")]
+    for name in ("pyproject.toml", ".ci/run"):
+        assert "://" not in (ROOT / name).read_text(), f"{name} names a host"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_stay_readable(path):
     assert len(path.read_text().splitlines()) <= LONGEST_FILE

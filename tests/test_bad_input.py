@@ -19,12 +19,10 @@ q = sp.Symbol("q")
 
 # things that are well formed --------------------------------------------------------------------------------------
 
-W0, W1, w, b1 = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.readout("w"), tp.bias("b1")
+W0, W1, w = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.readout("w")
 NET = tp.mlp(depth=2, activation=tp.tanh)
-TRAIN = tp.GradientDescent(lr=0.1, steps=4)
 X = np.linspace(-1.0, 1.0, 12).reshape(4, 3)
 Y = np.array([1.0, -1.0, 1.0, -1.0])
-TASK = tp.Task(X, Y)
 SYMBOLIC = tp.Parameterization("mine", a=(0, q, HALF), b=0, c=0)
 
 

@@ -1,0 +1,99 @@
+"""Bad input to the verbs: regime, limit and simulate refuse it before they begin."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sympy as sp
+
+import tp_solver as tp
+
+NAN, INF = float("nan"), float("inf")
+HALF = sp.Rational(1, 2)
+q = sp.Symbol("q")
+
+NET = tp.mlp(depth=2, activation=tp.tanh)
+TRAIN = tp.GradientDescent(lr=0.1, steps=4)
+TASK = tp.Task(np.linspace(-1.0, 1.0, 12).reshape(4, 3), [1.0, -1.0, 1.0, -1.0])
+W0, W1, w = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.readout("w")
+SYMBOLIC = tp.Parameterization("mine", a=(0, q, HALF), b=0, c=0)
+SYMBOLIC_NET = tp.program(lambda x: w @ tp.tanh(q * (W1 @ tp.tanh(W0 @ x))))
+
+
+def simulate(net=NET, parameterization=tp.muP, training=TRAIN, task=TASK, widths=(8, 16), seeds=2, **options):
+    return lambda: tp.simulate(net, parameterization, training, task, widths=widths, seeds=seeds, progress=False, **options)
+
+
+REGIME = {
+    "regime of a preset by name": (lambda: tp.regime("muP", NET), "parameterization", "'muP'"),
+    "regime of the class": (lambda: tp.regime(tp.Parameterization, NET), "parameterization", "the class Parameterization"),
+    "regime, arguments swapped": (lambda: tp.regime(NET, tp.muP), "parameterization", "Program("),
+    "regime without a net": (lambda: tp.regime(tp.muP, None), "net", "None"),
+    "regime of a function": (lambda: tp.regime(tp.muP, tp.mlp), "net", "the function mlp"),
+    "step zero of a regime": (lambda: tp.regime(tp.muP, NET).field_change_exponents(0), "step", "0"),
+    "equation that does not exist": (lambda: tp.limit(NET, tp.muP, TRAIN)["h", 7], "equation", "('h', 7)"),
+    "explaining what does not exist": (lambda: tp.limit(NET, tp.muP, TRAIN).explain("H", 1), "equation", "('H', 1)"),
+}
+
+LIMIT = {
+    "limit of a function": (lambda: tp.limit(lambda x: x, tp.muP, TRAIN), "net", "<lambda>"),
+    "limit of the verb mlp": (lambda: tp.limit(tp.mlp, tp.muP, TRAIN), "net", "the function mlp"),
+    "limit with a preset by name": (lambda: tp.limit(NET, "muP", TRAIN), "parameterization", "'muP'"),
+    "limit, arguments swapped": (lambda: tp.limit(NET, TRAIN, tp.muP), "parameterization", "GradientDescent("),
+    "limit of a training class": (lambda: tp.limit(NET, tp.muP, tp.GradientDescent), "training", "the class GradientDescent"),
+    "limit without training": (lambda: tp.limit(NET, tp.muP, 0.1), "training", "0.1"),
+    "limit with symbolic exponents": (lambda: tp.limit(NET, SYMBOLIC, TRAIN), "parameterization 'mine'", "depend on q"),
+    "limit of an unstable parameterization": (lambda: tp.limit(NET, tp.standard, TRAIN), "parameterization 'standard'", "unstable"),
+    "limit with too many rates": (lambda: tp.limit(NET, tp.muP, tp.GradientDescent(lr=(0.1,) * 9, steps=2)), "lr", "9 rates"),
+}
+
+SIMULATE = {
+    "simulating a function": (simulate(net=np.tanh), "net", "tanh"),
+    "simulating the verb mlp": (simulate(net=tp.mlp), "net", "the function mlp"),
+    "simulating symbols": (simulate(net=SYMBOLIC_NET), "net", "['q']"),
+    "simulating symbolic exponents": (simulate(parameterization=SYMBOLIC), "parameterization", "['q']"),
+    "simulating a preset by name": (simulate(parameterization="ntk"), "parameterization", "'ntk'"),
+    "simulating without training": (simulate(training=None), "training", "None"),
+    "simulating the training class": (simulate(training=tp.GradientFlow), "training", "the class GradientFlow"),
+    "simulating arrays": (simulate(task=TASK.X), "task", "array("),
+    "simulating the task class": (simulate(task=tp.Task), "task", "the class Task"),
+    "simulating labels that the loss cannot read": (
+        simulate(training=tp.GradientDescent(lr=0.1, steps=4, loss=tp.Logistic()), task=tp.Task(TASK.X, [0, 1, 0, 1])),
+        "y",
+        "0 at (0,)",
+    ),
+    "simulating with too few rates": (simulate(training=tp.GradientDescent(lr=(0.1,), steps=4)), "lr", "1 rates"),
+    "simulating at gamma0 = 0": (simulate(gamma0=0.0), "gamma0", "0.0"),
+    "simulating at gamma0 nan": (simulate(gamma0=NAN), "gamma0", "nan"),
+    "simulating at negative gamma0": (simulate(gamma0=-1.0), "gamma0", "-1.0"),
+    "simulating at infinite gamma0": (simulate(gamma0=INF), "gamma0", "inf"),
+    "simulating at gamma0 as text": (simulate(gamma0="1"), "gamma0", "'1'"),
+    "one width": (simulate(widths=64), "widths", "64"),
+    "no widths": (simulate(widths=()), "widths", "an empty sequence"),
+    "width zero": (simulate(widths=(8, 0)), "widths[1]", "0"),
+    "fractional width": (simulate(widths=(8.0,)), "widths[0]", "8.0"),
+    "a width twice": (simulate(widths=(8, 8)), "widths", "(8, 8)"),
+    "widths as text": (simulate(widths="64"), "widths", "'64'"),
+    "no seeds": (simulate(seeds=0), "seeds", "0"),
+    "an empty list of seeds": (simulate(seeds=[]), "seeds", "an empty sequence"),
+    "fractional seeds": (simulate(seeds=2.5), "seeds", "2.5"),
+    "a seed twice": (simulate(seeds=[1, 1]), "seeds", "(1, 1)"),
+    "negative seed": (simulate(seed=-1), "seed", "-1"),
+    "seed nan": (simulate(seed=NAN), "seed", "nan"),
+    "centred as text": (simulate(centred="yes"), "centred", "'yes'"),
+    "half precision": (simulate(dtype="float16"), "dtype", "'float16'"),
+    "misspelt precision": (simulate(dtype="flaot32"), "dtype", "'flaot32'"),
+    "a time after the end": (simulate(times=(0, 5)), "times", "5"),
+    "a negative time": (simulate(times=(-1,)), "times[0]", "-1"),
+    "no memory": (simulate(memory=0), "memory", "0"),
+    "memory nan": (simulate(memory=NAN), "memory", "nan"),
+    "too little memory": (simulate(memory=1000, widths=(4096,)), "memory", "a need of"),
+    "progress as text": (lambda: tp.simulate(NET, tp.muP, TRAIN, TASK, widths=(8,), progress="no"), "progress", "'no'"),
+}
+
+TABLE = REGIME | LIMIT | SIMULATE
+
+
+@pytest.mark.parametrize(("call", "field", "value"), TABLE.values(), ids=TABLE)
+def test_bad_input_is_answered(call, field, value, must_be_answered):
+    must_be_answered(call, field, value)
