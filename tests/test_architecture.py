@@ -288,6 +288,15 @@ def test_the_names_of_the_contract_are_public(name):
     assert hasattr(tp_solver, name)
 
 
+def test_public_names_stay_what_they_are():
+    """Verbs and floors share names (tp.solve, tp_solver/solve): importing a module later must not replace a verb."""
+    code = "import importlib, types, tp_solver as tp\n"
+    code += f"for name in {sorted(set(MODULES) - {'tp_solver.__main__'})}: importlib.import_module(name)\n"
+    code += "print([n for n in tp.__all__ if isinstance(getattr(tp, n), types.ModuleType)])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
 def test_nothing_else_leaks():
     """What is visible without an underscore is listed, or is a module of the package."""
     visible = {n for n, v in vars(tp_solver).items() if not n.startswith("_") and not isinstance(v, types.ModuleType)}
