@@ -49,6 +49,7 @@ LIMIT = {
 
 SIMULATE = {
     "simulating a function": (simulate(net=np.tanh), "net", "tanh"),
+    "simulating an activation": (simulate(net=tp.tanh), "net", "Activation("),
     "simulating the verb mlp": (simulate(net=tp.mlp), "net", "the function mlp"),
     "simulating symbols": (simulate(net=SYMBOLIC_NET), "net", "['q']"),
     "simulating symbolic exponents": (simulate(parameterization=SYMBOLIC), "parameterization", "['q']"),
