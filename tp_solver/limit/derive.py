@@ -1,0 +1,247 @@
+"""The verb ``limit``: from a program, a parameterization and a training rule to the limiting equations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import sympy as sp
+
+from tp_solver import checks
+from tp_solver.errors import ProgramError
+from tp_solver.limit import blocks
+from tp_solver.limit.equations import LimitEquations
+from tp_solver.limit.naming import Names
+from tp_solver.limit.reading import Reading
+from tp_solver.limit.regime import Regime
+from tp_solver.limit.spec import limit_spec
+from tp_solver.limit.survival import Survey
+from tp_solver.limit.transposition import transpose
+from tp_solver.program.losses import CrossEntropy, gradient
+from tp_solver.program.parameterization import Parameterization
+from tp_solver.program.statements import Program
+from tp_solver.program.training import GradientDescent, GradientFlow, Training
+from tp_solver.symbols import activation
+from tp_solver.symbols.equation import Equation, Key, Kind
+from tp_solver.symbols.notation import GAMMA0, MU, NU, C, Entrywise, Expectation, K, Kernel, Observable, P, Response, T, over_points
+
+ETA = sp.Symbol("eta", nonnegative=True)
+"""The learning rate lr of the training rule."""
+
+
+def limit(net: Program, parameterization: Parameterization, training: Training) -> LimitEquations:
+    """Derive what a network and its training become as the width goes to infinity.
+
+    Powers of N are counted statement by statement and decide the regime; the master theorem then reads every matrix product
+    of one training step, with time as an index (``theory/feature_learning.md``; Bordelon and Pehlevan, arXiv:2205.09653).
+
+    Args:
+        net: a program such as ``tp.mlp(depth=3, activation=tp.tanh)``.
+        parameterization: exponents and constants, e.g. ``tp.muP``; the exponents must be numbers.
+        training: ``tp.GradientDescent(...)`` or ``tp.GradientFlow(...)``.
+
+    Returns:
+        The feature-learning equations (fields, kernels, responses), or the kernel recursion and its linear dynamics, or, in
+        the trivial regime, the statement that nothing moves.
+
+    Raises:
+        InputError: for arguments of the wrong type, or learning rates that do not fit the program.
+        ParameterizationError: if the training is unstable, naming the term that explodes and the cure.
+    """
+    checks.instance("net", net, Program, "a Program such as tp.mlp(depth=3, activation=tp.tanh)", "trace a function with tp.program")
+    checks.instance("parameterization", parameterization, Parameterization, "a Parameterization such as tp.muP")
+    checks.instance("training", training, (GradientDescent, GradientFlow), "a training rule such as tp.GradientDescent(lr=0.1, steps=100)")
+    backward = transpose(net)
+    spec = limit_spec(net, parameterization)
+    eta, rates = _learning_rates(net, training)
+    derive, initial = _BY_REGIME[spec.regime]
+    several = isinstance(training.loss, CrossEntropy)
+    # one kernel serves all outputs at initialisation, so the backward pass is then seeded with 1 also for several of them
+    names = Names(net, backward, several, seeded=several and not initial)
+    reading = Reading(names, spec, eta, initial)
+    equations = (*derive(reading, training), *_errors(names, training), *_definitions(names), *rates)
+    _refuse_clashes(equations)
+    survey = Survey(net, parameterization, reading)
+    return LimitEquations(
+        net,
+        parameterization,
+        training,
+        spec,
+        backward,
+        equations,
+        survey.vanished(),
+        _notes(names, training),
+        survey.survivors(),
+        _aliases(names),
+    )
+
+
+def _feature(reading: Reading, training: Training) -> Iterator[Equation]:
+    """Fields through training, their kernels and responses, the output as an average."""
+    yield from blocks.fields(reading)
+    yield from blocks.covariances(reading)
+    yield from blocks.response_kernels(reading)
+    yield _output(reading, (T,))
+    if not reading.names.several:
+        yield Equation(("K",), _tangent((T, reading.then)), blocks.tangent_kernel(reading), Kind.OUTPUT, _WHY_K)
+    yield from blocks.kernels(reading)
+
+
+def _lazy(reading: Reading, training: Training) -> Iterator[Equation]:
+    """Fields at initialisation only; the output moves by the tangent kernel that the exponents select."""
+    yield from blocks.fields(reading)
+    yield from blocks.covariances(reading)
+    yield from blocks.response_kernels(reading)
+    yield from _initial_output(reading)
+    now, following = _outputs(reading.names, (T,)), _outputs(reading.names, (T + 1,))
+    error = Observable("e", (), (NU, C) if reading.names.several else (NU,), (T,))
+    moved = blocks.common_eta(reading) * over_points(_tangent(()) * error)
+    yield Equation(("K",), _tangent(()), blocks.tangent_kernel(reading), Kind.OUTPUT, _WHY_K)
+    yield Equation(
+        ("f",), following, now + moved, Kind.OUTPUT, "Weights move so little that the output is linear in them: K stays what it was."
+    )
+    yield from blocks.kernels(reading)
+
+
+def _trivial(reading: Reading, training: Training) -> Iterator[Equation]:
+    """Nothing moves: the output stays what it was at initialisation."""
+    yield from blocks.fields(reading)
+    yield from blocks.covariances(reading)
+    yield from blocks.response_kernels(reading)
+    yield from _initial_output(reading)
+    still = _outputs(reading.names, (T,))
+    yield Equation(
+        ("f",), still, _outputs(reading.names, (sp.S.Zero,)), Kind.OUTPUT, "Every change of the output carries a negative power of N."
+    )
+    yield from blocks.kernels(reading)
+
+
+_BY_REGIME: Mapping[Any, Any] = {Regime.FEATURE: (_feature, False), Regime.KERNEL: (_lazy, True), Regime.TRIVIAL: (_trivial, True)}
+"""How the equations are derived, and whether the state at initialisation is all there is."""
+
+_WHY_K = (
+    "Tangent kernel: for every trained matrix whose updates move the output at order N^0, rate x overlap of what its updates write x "
+    "overlap of what they read."
+)
+
+
+def _outputs(names: Names, times: tuple[sp.Expr, ...], point: sp.Expr = MU) -> sp.Expr:
+    return Observable("f", (), (point, C) if names.several else (point,), times)
+
+
+def _tangent(times: Any) -> sp.Expr:
+    return Kernel("K", (), (MU, NU), times)
+
+
+def _output(reading: Reading, times: tuple[sp.Expr, ...]) -> Equation:
+    s = reading.names.readout
+    average = Expectation(reading.names.column(T) * reading.value(s.arg, MU, T))
+    return Equation(
+        ("f",),
+        _outputs(reading.names, times),
+        average / GAMMA0,
+        Kind.OUTPUT,
+        f"{blocks.place(reading, s)}, an average over sites, over gamma0.",
+    )
+
+
+def _initial_output(reading: Reading) -> Iterator[Equation]:
+    names, s = reading.names, reading.names.readout
+    zero = (sp.S.Zero,)
+    start = _outputs(names, zero)
+    if not reading.spec.random_output:
+        yield Equation(("f", 0), start, sp.S.Zero, Kind.OUTPUT, f"{blocks.place(reading, s)}: the initial output vanishes with the width.")
+        return
+    other = _outputs(names, zero, NU)
+    variance = reading.scale(s.matrix) * reading.kernel(s.arg, s.arg, (MU, NU), (None, None)) / GAMMA0**2
+    yield Equation(
+        ("f", 0),
+        Expectation(start * other),
+        variance,
+        Kind.OUTPUT,
+        f"{blocks.place(reading, s)}: Gaussian with mean zero over draws of the network.",
+    )
+
+
+def _learning_rates(net: Program, training: Training) -> tuple[dict[str, sp.Expr], tuple[Equation, ...]]:
+    """The symbol of every matrix's learning rate (0: frozen), and their values."""
+    if isinstance(training, GradientFlow):
+        return dict.fromkeys((m.name for m in net.matrices), ETA), ()
+    values = training.rates(net)
+    if len(set(values.values())) == 1 and all(values.values()):
+        return dict.fromkeys(values, ETA), (_number("eta", ETA, next(iter(values.values()))),)
+    symbols = {m: sp.Symbol(f"eta_{m}", nonnegative=True) if v else sp.S.Zero for m, v in values.items()}
+    return symbols, tuple(_number(f"eta_{m}", symbols[m], v) for m, v in values.items() if v)
+
+
+def _number(key: str, symbol: sp.Expr, value: float) -> Equation:
+    return Equation((key,), symbol, sp.Float(value), Kind.DEFINITION, "The learning rate of the training rule.")
+
+
+def _errors(names: Names, training: Training) -> Iterator[Equation]:
+    """The weighted error e = -p dl/df, by differentiating the loss."""
+    weight = Observable("p", (), (MU,))
+    e = Observable("e", (), (MU, C) if names.several else (MU,), (T,))
+    why = f"Minus the derivative of the {training.loss.name} loss with respect to the output, weighted."
+    if names.several:
+        loss = Observable("l", (), (MU,), (T,))
+        yield Equation(("e",), e, -weight * Response(loss, _outputs(names, (T,))), Kind.OUTPUT, why)
+        yield Equation(("l",), loss, _pointwise(training, 3)[0], Kind.DEFINITION, "The loss per data point, written for three outputs.")
+    else:
+        yield Equation(("e",), e, weight * (-_pointwise(training, 1)[1]), Kind.OUTPUT, why)
+    yield Equation(("p",), weight, 1 / P, Kind.DEFINITION, "Full batch: every training point counts alike, test points not at all.")
+
+
+def _pointwise(training: Training, outputs: int) -> tuple[sp.Expr, sp.Expr]:
+    """Loss and first derivative at one data point, in the notation of the equations."""
+    f, y, loss, slopes = gradient(training.loss, outputs)
+    several = [()] if outputs == 1 else [(sp.Integer(k + 1),) for k in range(outputs)]
+    at = {a: Observable("f", (), (MU, *k), (T,)) for a, k in zip(f, several, strict=True)}
+    at |= {a: Observable("y", (), (MU, *k)) for a, k in zip(y, several, strict=True)}
+    return loss.xreplace(at), slopes[0].xreplace(at)
+
+
+def _definitions(names: Names) -> Iterator[Equation]:
+    x = activation.X
+    called = {letter: expression for expression, letter in names.activations.items()}
+    for letter, expression in called.items():
+        users = [v for v in names.program.layers if names.written(v) == letter]
+        why = f"The activation {users[0].activation} of layer{'s' * (len(users) > 1)} {', '.join(str(v.index) for v in users)}."
+        yield Equation((letter,), Entrywise(letter, 0, x), expression, Kind.DEFINITION, why)
+        yield Equation((letter + "'",), Entrywise(letter, 1, x), sp.diff(expression, x), Kind.DEFINITION, "Its derivative, by sympy.")
+
+
+def _notes(names: Names, training: Training) -> tuple[str, ...]:
+    notes = ["<.> averages over sites; mu runs over all points, nu over training points; time t is the state after t updates"]
+    if names.activations:
+        described = dict.fromkeys(f"{names.written(v)} is {v.activation}" for v in names.program.layers if names.written(v))
+        notes.append("; ".join(described))
+    if isinstance(training, GradientFlow):
+        notes.append("gradient flow is the limit eta -> 0 at fixed eta t")
+    if names.seeded:
+        notes.append(f"g and z are gradients of the loss, summed over the outputs c = 1..{K}")
+    return tuple(notes)
+
+
+def _aliases(names: Names) -> dict[Key, Key]:
+    """Further keys: names of variables, and layers that share a pre-activation."""
+    out: dict[Key, Key] = {}
+    for s in names.statements:
+        if not names.inlined(s.out) and s.out not in names.substituted and names.key(s.out) != (s.out,):
+            out[(s.out,)] = names.key(s.out)
+    adjoint = names.backward.adjoints
+    for layer in names.program.layers:
+        for letter, variable in (("h", layer.pre), ("z", adjoint.get(layer.post)), ("g", adjoint.get(layer.pre))):
+            if variable is not None and names.key(variable)[0] == letter:
+                out[(letter, layer.index)] = names.key(variable)
+    return {alias: key for alias, key in out.items() if alias != key}
+
+
+def _refuse_clashes(equations: tuple[Equation, ...]) -> None:
+    seen: set[Key] = set()
+    for e in equations:
+        if e.key in seen:
+            raise ProgramError(
+                "named", e.key[0], "a name that the equations do not use already", "f, e, p, K, l, eta and phi are taken: rename it"
+            )
+        seen.add(e.key)
