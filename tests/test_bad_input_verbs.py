@@ -1,4 +1,4 @@
-"""Bad input to the verbs: regime, limit and simulate refuse it before they begin."""
+"""Bad input to the verbs, which refuse it before they begin."""
 
 from __future__ import annotations
 
@@ -92,7 +92,58 @@ SIMULATE = {
     "progress as text": (lambda: tp.simulate(NET, tp.muP, TRAIN, TASK, widths=(8,), progress="no"), "progress", "'no'"),
 }
 
-TABLE = REGIME | LIMIT | SIMULATE
+COORDINATE_CHECK = {
+    "checking a preset by name": (lambda: tp.coordinate_check("muP", NET), "parameterization", "'muP'"),
+    "checking with arguments swapped": (lambda: tp.coordinate_check(NET, tp.muP), "net", "Parameterization("),
+    "checking symbolic exponents": (lambda: tp.coordinate_check(SYMBOLIC, NET), "parameterization", "['q']"),
+    "checking one width": (lambda: tp.coordinate_check(tp.muP, NET, widths=(64,)), "widths", "(64,)"),
+    "checking one seed": (lambda: tp.coordinate_check(tp.muP, NET, seeds=1), "seeds", "1"),
+    "checking no steps": (lambda: tp.coordinate_check(tp.muP, NET, steps=0), "steps", "0"),
+    "checking at rate nan": (lambda: tp.coordinate_check(tp.muP, NET, lr=NAN), "lr", "nan"),
+    "checking on arrays": (lambda: tp.coordinate_check(tp.muP, NET, task=TASK.X), "task", "array("),
+}
+
+
+def solve(theory=None, task=TASK, **options):
+    return lambda: tp.solve(tp.limit(NET, tp.muP, TRAIN) if theory is None else theory, task, **options)
+
+
+SOLVE = {
+    "solving a net": (solve(theory=NET), "theory", "Program("),
+    "solving the verb limit": (solve(theory=tp.limit), "theory", "the function limit"),
+    "solving the class of equations": (lambda: tp.solve(type(tp.limit(NET, tp.muP, TRAIN)), TASK), "theory", "the class LimitEquations"),
+    "solving for arrays": (solve(task=TASK.X), "task", "array("),
+    "solving for the task class": (solve(task=tp.Task), "task", "the class Task"),
+    "solving at gamma0 nan": (solve(gamma0=NAN), "gamma0", "nan"),
+    "solving at infinite gamma0": (solve(gamma0=INF), "gamma0", "inf"),
+    "solving at negative gamma0": (solve(gamma0=-0.5), "gamma0", "-0.5"),
+    "solving at gamma0 as text": (solve(gamma0="1.0"), "gamma0", "'1.0'"),
+    "no samples": (solve(samples=0), "samples", "0"),
+    "fractional samples": (solve(samples=4096.0), "samples", "4096.0"),
+    "samples as text": (solve(samples="many"), "samples", "'many'"),
+    "no replicates": (solve(replicates=0), "replicates", "0"),
+    "negative replicates": (solve(replicates=-4), "replicates", "-4"),
+    "negative seed of a solve": (solve(seed=-1), "seed", "-1"),
+    "seed of a solve as text": (solve(seed="0"), "seed", "'0'"),
+    "misspelt method": (solve(method="marhc"), "method", "'marhc'"),
+    "method that is a number": (solve(method=3), "method", "3"),
+    "linear method for tanh": (solve(method="linear"), "method", "'linear'"),
+    "kernel method for feature learning": (solve(method="kernel"), "method", "'kernel'"),
+    "solving labels that the loss cannot read": (
+        lambda: tp.solve(tp.limit(NET, tp.muP, tp.GradientDescent(lr=0.1, steps=2, loss=tp.Logistic())), tp.Task(TASK.X, [0, 1, 0, 1])),
+        "y",
+        "0 at (0,)",
+    ),
+    "solving with symbols": (lambda: tp.solve(tp.limit(SYMBOLIC_NET, tp.muP, TRAIN), TASK), "theory", "['q']"),
+}
+
+COMPARE = {
+    "comparing arrays": (lambda: tp.compare(TASK.X, TASK.X), "sol", "array("),
+    "comparing nothing": (lambda: tp.compare(None, None), "sol", "None"),
+    "comparing a task": (lambda: tp.compare(TASK, TASK), "sol", "Task("),
+}
+
+TABLE = REGIME | LIMIT | SIMULATE | COORDINATE_CHECK | SOLVE | COMPARE
 
 
 @pytest.mark.parametrize(("call", "field", "value"), TABLE.values(), ids=TABLE)
