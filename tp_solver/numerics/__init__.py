@@ -1,0 +1,1 @@
+"""Arrays only: Gaussian sampling and bases, quadrature, Gaussian expectations (jax, scipy)."""
