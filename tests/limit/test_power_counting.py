@@ -8,7 +8,7 @@ import sympy as sp
 
 from tp_solver.errors import InputError, ParameterizationError
 from tp_solver.limit.orders import monomials
-from tp_solver.limit.powers import Counted, Part, terms
+from tp_solver.limit.powers import Part, terms
 from tp_solver.limit.regime import Regime, regime
 from tp_solver.limit.spec import MatrixLimit, limit_spec
 from tp_solver.program.architectures import mlp
@@ -117,18 +117,15 @@ def test_random_exponents_agree_with_the_formulas():
         b = (-a[0], Fraction(1, 2) - a[1], pick(0, 2) + Fraction(1, 2) * (rng.random() < 0.8) - a[2])
         c = (pick(-2, 1) - 2 * a[0], pick(-1, 2) - 2 * a[1], pick(0, 2) + Fraction(1, 2) * (rng.random() < 0.8) - 2 * a[2])
         p = Parameterization("random", tuple(a), b, c)
-        counted = Counted(nets[depth], p)
         report = regime(p, nets[depth])
         kind, exponents = formulas(p, depth)
         assert report.regime is kind, p
         assert list(report.exponents.values()) == exponents, p
-        assert counted.steps <= 4
+        assert report.counted.steps <= 4
         seen[kind] += 1
-        if kind in (Regime.UNSTABLE, Regime.TRIVIAL) and kind is not None and seen[kind] <= 25:
-            cured = report.cured
-            if cured is None:
-                pytest.fail(f"no cure for {p}")
-            assert regime(cured, nets[depth]).regime in (Regime.KERNEL, Regime.FEATURE)
+        if kind in (Regime.UNSTABLE, Regime.TRIVIAL) and seen[kind] <= 25:
+            assert report.cured is not None, p
+            assert regime(report.cured, nets[depth]).regime in (Regime.KERNEL, Regime.FEATURE)
     assert min(seen.values()) >= 10, seen
 
 
@@ -141,7 +138,7 @@ def test_general_symbols_give_the_published_inequalities():
     assert report.sets == {}
     m = sp.Min(a2 + b2, 2 * a2 + c2)
     rng = random.Random(1)
-    for _ in range(60):
+    for _ in range(25):
         values = {s: sp.Rational(rng.randint(-4, 4), 2) for s in (a0, a1, a2, b2, c0, c1, c2)}
         kind, _ = formulas(p.bind(values), 2)
         true = [k for k in Regime if report.conditions[k.value].subs(values) == sp.true]

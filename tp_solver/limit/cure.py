@@ -87,7 +87,7 @@ def _change_of_rates(program: Program, p: Parameterization) -> Cure | None:
     order = [counted.algebra.letters.index(c) + 1 if c in counted.algebra.letters else 0 for c in letters]
 
     def plane(form: Form) -> Form:
-        return (form[0], *(form[k] if k else Fraction(0) for k in order))
+        return (form[0], *(form[k] if k else 0 for k in order))
 
     stable = [plane(e.form) for e in counted.conditions]
     learning = [plane(f) for f in counted.change(program.output)]
@@ -113,7 +113,7 @@ def _vertices(
 ) -> Iterator[tuple[Fraction, ...]]:
     """Points where as many planes meet as classes may move: one plane on which the output learns, others from
     stability, learning, or an exponent that stays."""
-    stay = [tuple(-now[k] if i < 0 else Fraction(i == k) for i in range(-1, 3)) for k in classes]
+    stay = [tuple(-now[k] if i < 0 else int(i == k) for i in range(-1, 3)) for k in classes]
     for first in learning:
         for others in combinations([f for f in (*stable, *learning, *stay) if f != first], len(classes) - 1):
             solution = _meet((first, *others), now, classes)
@@ -122,14 +122,18 @@ def _vertices(
 
 
 def _meet(planes: tuple[Form, ...], now: tuple[Fraction, ...], classes: tuple[int, ...]) -> tuple[Fraction, ...] | None:
-    fixed = [sum((f[k + 1] * now[k] for k in range(3) if k not in classes), f[0]) for f in planes]
-    matrix = sp.Matrix([[sp.Rational(f[k + 1].numerator, f[k + 1].denominator) for k in classes] for f in planes])
-    if matrix.det() == 0:
-        return None
-    solved = matrix.LUsolve(sp.Matrix([-sp.Rational(c.numerator, c.denominator) for c in fixed]))
+    rows = [[*(Fraction(f[k + 1]) for k in classes), -sum((f[k + 1] * now[k] for k in range(3) if k not in classes), f[0])] for f in planes]
+    size = len(rows)
+    for i in range(size):
+        pivot = next((r for r in range(i, size) if rows[r][i]), None)
+        if pivot is None:
+            return None
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        rows[i] = [x / rows[i][i] for x in rows[i]]
+        rows = [row if r == i else [x - row[i] * y for x, y in zip(row, rows[i], strict=True)] for r, row in enumerate(rows)]
     point = list(now)
-    for k, value in zip(classes, solved, strict=True):
-        point[k] = Fraction(int(value.p), int(value.q))
+    for k, row in zip(classes, rows, strict=True):
+        point[k] = row[-1]
     return tuple(point)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import sympy as sp
@@ -17,7 +17,7 @@ from sympy.core.relational import Relational
 from sympy.logic.boolalg import Boolean
 
 from tp_solver import checks
-from tp_solver.limit.cure import CLASS_ROLES, find_cure
+from tp_solver.limit.cure import CLASS_ROLES, Cure, find_cure
 from tp_solver.limit.powers import Counted, Excess, Part
 from tp_solver.limit.tropical import Form, Size
 from tp_solver.program.parameterization import CLASSES, Parameterization
@@ -45,8 +45,6 @@ class RegimeReport:
         exponents: matrix -> r_j, where training matrix j changes its product by N^(-r_j) (oo for a frozen one).
         r: the smallest over all matrices but the readout.
         violated: sentences: which term grows, or fails to survive, its power of N, and the inequality it breaks.
-        cure: the smallest change that gives a stable, nontrivial limit; empty where nothing is to be cured.
-        cured: the parameterization after that change.
         conditions: 'stable', 'nontrivial', 'unstable', 'trivial', 'kernel', 'feature learning' -> condition on the symbols.
         sets: the same as sets of values, for a single symbol in the exponents (else empty).
     """
@@ -57,11 +55,31 @@ class RegimeReport:
     exponents: Mapping[str, sp.Expr]
     r: sp.Expr
     violated: tuple[str, ...]
-    cure: str
-    cured: Parameterization | None = field(repr=False)
     conditions: Mapping[str, Boolean]
     sets: Mapping[str, sp.Set]
     counted: Counted = field(repr=False, compare=False)
+
+    @cached_property
+    def _remedy(self) -> Cure | None:
+        bad = self.regime in (Regime.UNSTABLE, Regime.TRIVIAL) and not self.counted.algebra.letters
+        return find_cure(self.counted) if bad else None
+
+    @property
+    def cure(self) -> str:
+        """The smallest change that gives a stable, nontrivial limit, in words: fewest layer classes, then the smallest
+        change of c at fixed a and b; empty where nothing is to be cured or symbols are left."""
+        if self._remedy is not None:
+            return self._remedy.text
+        if self.regime not in (Regime.UNSTABLE, Regime.TRIVIAL):
+            return ""
+        if self.counted.algebra.letters:
+            return "give values to the symbols in the exponents to see the smallest cure"
+        return "no change of exponents cures it: check for zero initialisations (sigma = 0) and frozen layers (eta = 0)"
+
+    @property
+    def cured(self) -> Parameterization | None:
+        """The parameterization after the cure, if there is one."""
+        return self._remedy.parameterization if self._remedy is not None else None
 
     def field_change_exponents(self, step: int) -> tuple[sp.Expr, ...]:
         """For every reported layer: h changes by N^exponent from t = 0 until after ``step`` updates.
@@ -124,9 +142,6 @@ def regime(parameterization: Parameterization, net: Program) -> RegimeReport:
     inner = [exponents[m.name] for m in net.matrices if m.role is not Role.READOUT]
     sets, conditions = _answers(counted)
     decided = next((k for k in Regime if conditions[k.value] is sp.true), None)
-    bad = decided in (Regime.UNSTABLE, Regime.TRIVIAL) and not algebra.letters
-    cure = find_cure(counted) if bad else None
-    no_cure = "no change of exponents cures it: check for zero initialisations (sigma = 0) and frozen layers (eta = 0)"
     return RegimeReport(
         parameterization=parameterization,
         program=net,
@@ -134,8 +149,6 @@ def regime(parameterization: Parameterization, net: Program) -> RegimeReport:
         exponents=exponents,
         r=sp.Min(*inner),
         violated=_sentences(counted, decided, exponents),
-        cure=(cure.text if cure else no_cure) if bad else "",
-        cured=cure.parameterization if cure else None,
         conditions=conditions,
         sets=sets,
         counted=counted,
