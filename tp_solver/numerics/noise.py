@@ -6,6 +6,7 @@ sites, odd ones have opposite signs, so that averages that vanish by the symmetr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,13 @@ class SampledColumns:
         o = _decorrelated(raw[rank[even:]], order[even:], mean=False)
         return np.concatenate([e, e], axis=1), np.concatenate([o, -o], axis=1)
 
+    def fresh(self, rows: int, sites: int) -> Iterator[np.ndarray]:
+        """Arrays (rows, sites) of noise that belongs to no column, equal on the two halves of the sites."""
+        rng = np.random.default_rng([20261123, *self.seed])
+        while True:
+            half = rng.standard_normal((rows, sites // 2))
+            yield np.concatenate([half, half], axis=1)
+
 
 @dataclass(frozen=True)
 class ExactColumns:
@@ -66,6 +74,11 @@ class ExactColumns:
         total = even + odd
         eye = np.sqrt(total) * np.eye(total)
         return eye[:even], eye[even:]
+
+    def fresh(self, rows: int, sites: int) -> Iterator[np.ndarray]:
+        """Zeros: noise that is independent of every column drops out of all averages of two linear combinations."""
+        while True:
+            yield np.zeros((rows, sites))
 
 
 def _balanced(engine: qmc.Sobol, points: int) -> np.ndarray:

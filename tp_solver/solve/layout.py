@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import sympy as sp
 
-from tp_solver.errors import InputError, ProgramError
+from tp_solver.errors import ProgramError
 from tp_solver.limit.transposition import Backward, populations, transpose
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
-from tp_solver.program.parameterization import D
 from tp_solver.program.statements import Product, Program, Role, Space
 
 BELOW, ABOVE = "below", "above"
@@ -57,25 +55,6 @@ class Layout:
     def noise_products(self) -> list[Product]:
         """Forward products with hidden matrices: each needs its own noise at new points."""
         return [s for s in self.program.products() if s.matrix in self.hidden]
-
-
-def constants(program: Program, limits: Mapping[str, tuple[sp.Expr, sp.Expr]], dimension: int, lr: Mapping[str, float]) -> tuple[
-    dict[str, float], dict[str, float]
-]:
-    """Numbers for the symbolic constants (scale, rate) of every matrix; the learning rate is multiplied into the rate."""
-    scales, rates = {}, {}
-    for m in program.matrices:
-        values = []
-        for what, expression in zip(("sigma", "eta"), limits[m.name], strict=True):
-            # biases act on the constant 1, whose dimension is one
-            value = sp.sympify(expression).subs(D, 1 if m.role is Role.BIAS else dimension)
-            if value.free_symbols:
-                raise InputError(
-                    f"{what} of {m.name}", value, "a number", "bind the symbols of the parameterization before solving: p.bind({...})"
-                )
-            values.append(float(value))
-        scales[m.name], rates[m.name] = values[0], values[1] * lr[m.name]
-    return scales, rates
 
 
 def layout(program: Program) -> Layout:

@@ -37,7 +37,8 @@ class SiteState(NamedTuple):
 
 class Batch(NamedTuple):
     """The numbers of one run: input coordinates (P, r) (see :func:`tp_solver.solve.machine.input_coordinates`), labels
-    (P, K), weights p (P,), the feature-learning strength, the tolerance, and the learning rate of every matrix."""
+    (P, K), weights p (P,), the feature-learning strength, the tolerance, and per matrix the learning coefficient with lr
+    (``rates``) and without (``kernel_rates``, for the tangent kernel)."""
 
     x: jax.Array
     y: jax.Array
@@ -45,6 +46,7 @@ class Batch(NamedTuple):
     gamma0: jax.Array
     tol: jax.Array
     rates: dict[str, jax.Array]
+    kernel_rates: dict[str, jax.Array]
 
 
 class NewPoints(NamedTuple):
@@ -64,7 +66,6 @@ class Setting:
     plan: Layout
     loss: Loss
     scalar: bool
-    keep: bool
 
 
 class Moment(NamedTuple):
@@ -77,7 +78,7 @@ class Moment(NamedTuple):
     coordinates: dict[str, jax.Array]
     squares: dict[str, jax.Array]
     responses: dict[str, jax.Array]
-    kept: dict[str, jax.Array]
+    fields: dict[str, jax.Array]
 
 
 def matrices(plan: Layout, state: SiteState, tol: Any) -> dict[str, Any]:
@@ -114,12 +115,12 @@ def step(setting: Setting, state: SiteState, batch: Batch, active: Any) -> tuple
     moment = Moment(
         f,
         jnp.sum(batch.p * per_point),
-        _tangent_kernel(plan, batch.rates, env, coordinates, squares),
+        _tangent_kernel(plan, batch.kernel_rates, env, coordinates, squares),
         identity,
         coordinates,
         squares,
         {f"{m}:{v}": a for m in plan.hidden for v, a in acting[m].response.items()},
-        {v: env[v] for layer in plan.program.layers for v in _site_fields(plan, layer)} if setting.keep else {},
+        {v: env[v] for layer in plan.program.layers for v in _site_fields(plan, layer)},
     )
     for pair in plan.backward.pairs:
         rate = batch.rates[pair.matrix] * gamma0 * active
@@ -162,7 +163,7 @@ def _inner(a: str, b: str, plan: Layout, env: Env, coordinates: Mapping[str, jax
 def _tangent_kernel(
     plan: Layout, rates: Mapping[str, jax.Array], env: Env, coordinates: Mapping[str, jax.Array], squares: Mapping[str, jax.Array]
 ) -> jax.Array:
-    """sum over matrices and pairs of their uses of rate <adjoint adjoint'> <input input'>, learning rates included."""
+    """sum over matrices and pairs of their uses of rate <adjoint adjoint'> <input input'>, without lr."""
     total = jnp.zeros(())
     spaces = {**plan.program.spaces(), **plan.backward.spaces}
 
@@ -270,24 +271,17 @@ def roomier(capacity: Mapping[Home, int], used: Mapping[Home, int]) -> dict[Home
     return out
 
 
-def new_points(
-    columns: Columns, x: np.ndarray, rest: np.ndarray, sites: int, seed: tuple[int, ...], dtype: Any
-) -> NewPoints:
-    """Draw the noise of new points, equal on the two halves of the sites as forward noise is."""
+def new_points(columns: Columns, x: np.ndarray, rest: np.ndarray, source: SampledColumns | ExactColumns, sites: int, dtype: Any) -> NewPoints:
+    """New points, coordinates (P_new, r) and squared norm (P_new,) outside the training inputs, with their noise."""
     plan = columns.plan
-    rng = np.random.default_rng([77, *seed])
-
-    def noise() -> np.ndarray:
-        half = rng.standard_normal((len(x), (sites + 1) // 2))
-        return np.concatenate([half, half], axis=1)[:, :sites]
-
+    noise = source.fresh(len(x), sites)
     inputs = {
-        m.name: jnp.asarray(columns.scales[m.name] * np.sqrt(rest)[:, None] * noise(), dtype)
+        m.name: jnp.asarray(columns.scales[m.name] * np.sqrt(rest)[:, None] * next(noise), dtype)
         for m in plan.program.matrices
         if m.role is Role.INPUT
     }
     products: dict[str, dict[str, jax.Array]] = {m: {} for m in plan.hidden}
     for s in plan.noise_products():
-        products[s.matrix][s.arg] = jnp.asarray(noise(), dtype)
+        products[s.matrix][s.arg] = jnp.asarray(next(noise), dtype)
     scales = {m: jnp.asarray(columns.scales[m], dtype) for m in plan.hidden}
     return NewPoints(jnp.asarray(x, dtype), scales, inputs, products)

@@ -20,6 +20,7 @@ from tp_solver.solve.march import (
     SiteState,
     grown,
     initial_state,
+    new_points,
     predict,
     ranks,
     roomier,
@@ -32,11 +33,11 @@ class Trajectory:
     """One replicate: arrays over the times 0..last, and the final state.
 
     Attributes:
-        f: (T + 1, P, K); f_new: (T + 1, P_new, K) or None; loss: (T + 1,); ntk: (T + 1, P, P), learning rates included.
+        f: (T + 1, P, K); f_new: (T + 1, P_new, K) or None; loss: (T + 1,); ntk: (T + 1, P, P), without lr.
         identity: (T + 1,) relative violation of <(W x) y> = <x (W^T y)>.
         coordinates: variable -> (T + 1, P, R); squares: variable -> (T + 1, P); responses: "matrix:variable" -> (T + 1, P, R).
         fields: time -> variable -> (P, S) samples.
-        state: the state at the last time, before an update.
+        state: the state at the last good time, before an update; source: its columns.
         used: final rank of every basis.
         last: last finite time; ``first_bad`` the first time with a non-finite or runaway value, or None.
     """
@@ -51,6 +52,7 @@ class Trajectory:
     responses: Mapping[str, np.ndarray]
     fields: Mapping[int, Mapping[str, np.ndarray]]
     state: SiteState
+    source: SampledColumns | ExactColumns
     capacity: Mapping[Home, int]
     used: Mapping[Home, int]
     first_bad: int | None
@@ -68,27 +70,34 @@ def march(
     batch: Batch,
     steps: int,
     capacity: Mapping[Home, int],
-    points: NewPoints | None,
+    test_inputs: tuple[np.ndarray, np.ndarray] | None,
     keep: frozenset[int],
     tick: Callable[[int, float, int], None],
 ) -> Trajectory:
-    """Step from time 0 to ``steps``; a step that needs more room is repeated with more."""
+    """Step from time 0 to ``steps``; a step that needs more room is repeated with more.
+
+    ``test_inputs`` are coordinates (P_new, r) and squared norms (P_new,) outside the training inputs.
+    """
     dtype = batch.x.dtype
     capacity = dict(capacity)
     state = _fresh(columns, source, capacity, dtype)
     moments: list[Moment] = []
     new: list[np.ndarray] = []
     fields: dict[int, Mapping[str, np.ndarray]] = {}
+    points: NewPoints | None = None
     first_bad, cause = None, ""
     t = 0
     while t <= steps:
-        kept = Setting(setting.plan, setting.loss, setting.scalar, t in keep)
-        after, moment = step(kept, state, batch, jnp.asarray(float(t < steps), dtype))
-        used = ranks(after)
+        try:
+            after, moment = step(setting, state, batch, jnp.asarray(float(t < steps), dtype))
+            used = ranks(after)
+        except KeyboardInterrupt:
+            first_bad, cause = t, "an interrupt"
+            break
         if any(used[h] > capacity[h] for h in capacity):
             capacity = roomier(capacity, used)
             if isinstance(source, ExactColumns):  # the sites are the columns: start again with more of them
-                state, moments, new, fields, t = _fresh(columns, source, capacity, dtype), [], [], {}, 0
+                state, moments, new, fields, t, points = _fresh(columns, source, capacity, dtype), [], [], {}, 0, None
             else:
                 state = grown(state, columns, source, capacity)
             continue
@@ -97,12 +106,15 @@ def march(
         if cause:
             first_bad = t
             break
-        if points is not None:
-            new.append(np.asarray(predict(setting, state, points, batch.gamma0)))
+        if test_inputs is not None:
+            if points is None:
+                points = new_points(columns, *test_inputs, source, _sites(state), dtype)
+            new.append(np.asarray(predict(setting, _before_update(after, state), points, batch.gamma0)))
         if t in keep:
-            fields[t] = {k: np.asarray(v) for k, v in moment.kept.items()}
-        moments.append(moment._replace(kept={}))
+            fields[t] = {k: np.asarray(v) for k, v in moment.fields.items()}
+        moments.append(moment._replace(fields={}))
         if t == steps:
+            state = _before_update(after, state)
             break
         state = after
         t += 1
@@ -110,7 +122,7 @@ def march(
     final = ranks(state)
     return Trajectory(
         f=np.array([m.f for m in moments]),
-        f_new=np.array(new) if points is not None else None,
+        f_new=np.array(new) if test_inputs is not None else None,
         loss=np.array([m.loss for m in moments]),
         ntk=np.array([m.ntk for m in moments]),
         identity=np.array([m.identity for m in moments]),
@@ -118,7 +130,8 @@ def march(
         squares=_stacked([m.squares for m in moments]),
         responses=_stacked([m.responses for m in moments]),
         fields=fields,
-        state=state if first_bad is not None or not moments else after,
+        state=state,
+        source=source,
         capacity=capacity,
         used=final,
         first_bad=first_bad,
@@ -127,8 +140,8 @@ def march(
 
 
 def first_capacity(columns: Columns, points: int) -> dict[Home, int]:
-    """Room for a first guess: a few directions per data point."""
-    room = next((n for n in LADDER if n >= 2 * points + 8), 2 * points)
+    """Room for a first guess: a few directions per data point. A better guess saves compilations, a lower one work."""
+    room = next((n for n in LADDER if n >= 4 * points + 20), 4 * points)
     homes = [Home(m, side) for m in columns.plan.hidden for side in ("below", "above")]
     return {h: room for h in (*homes, *(Home(k) for k in columns.plan.observers))}
 
@@ -136,6 +149,16 @@ def first_capacity(columns: Columns, points: int) -> dict[Home, int]:
 def _fresh(columns: Columns, source: SampledColumns | ExactColumns, capacity: Mapping[Home, int], dtype: Any) -> SiteState:
     hidden = {h: n for h, n in capacity.items() if h.side is not None}
     return initial_state(columns, source, hidden, {h.basis: n for h, n in capacity.items() if h.side is None}, dtype)
+
+
+def _before_update(after: SiteState, before: SiteState) -> SiteState:
+    """The bases of a time, which hold its vectors, with the weights that it began with."""
+    operators = {m: after.operators[m]._replace(learned=before.operators[m].learned) for m in after.operators}
+    return SiteState(operators, before.sites, after.observers)
+
+
+def _sites(state: SiteState) -> int:
+    return next(iter(state.sites.values())).shape[1]
 
 
 def _trouble(moment: Moment, loss: float, first: float) -> str:

@@ -1,0 +1,33 @@
+"""Numbers for the symbolic constants of a limit."""
+
+from __future__ import annotations
+
+import sympy as sp
+
+from tp_solver.errors import InputError
+from tp_solver.limit.equations import LimitEquations
+from tp_solver.program.parameterization import D
+from tp_solver.program.statements import Role
+
+
+def numeric_constants(theory: LimitEquations, dimension: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Initial scale s_j and learning coefficient e_j (without lr) of every matrix.
+
+    Args:
+        theory: the limit.
+        dimension: input dimension D; biases act on the constant 1, whose dimension is one.
+
+    Raises:
+        InputError: for constants that still hold symbols.
+    """
+    scales, rates = {}, {}
+    for m in theory.program.matrices:
+        limits = theory.spec.matrices[m.name]
+        for what, expression, out in (("scale", limits.scale, scales), ("rate", limits.rate, rates)):
+            value = sp.sympify(expression).subs(D, 1 if m.role is Role.BIAS else dimension)
+            if value.free_symbols:
+                raise InputError(
+                    f"{what} of {m.name}", value, "a number", "bind the symbols of the parameterization first: parameterization.bind({...})"
+                )
+            out[m.name] = float(value)
+    return scales, rates

@@ -1,0 +1,95 @@
+"""``solve``: from equations and data to a solution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tp_solver import checks
+from tp_solver.errors import InputError
+from tp_solver.limit.equations import LimitEquations
+from tp_solver.limit.regime import Regime
+from tp_solver.program.task import Task
+from tp_solver.solve.methods import METHODS, FixedPoint, KernelRegime, Linear, March, Method
+from tp_solver.solve.progress import progress_bar
+from tp_solver.solve.solution import Solution
+
+
+def solve(
+    theory: LimitEquations,
+    task: Task,
+    gamma0: float = 1.0,
+    samples: int = 4096,
+    replicates: int = 4,
+    seed: int = 0,
+    method: str | Method | None = None,
+    progress: bool | None = None,
+) -> Solution:
+    """Solve the limiting equations on a task, at infinite width.
+
+    Args:
+        theory: what :func:`tp_solver.limit` derived.
+        task: the data.
+        gamma0: feature-learning strength (f = output / gamma0); 0 is the kernel limit.
+        samples: Monte-Carlo sites per replicate, even, at least 64.
+        replicates: independent scramblings; standard errors come from them.
+        seed: of all random numbers; the same seed gives the same bits.
+        method: "march" (default where features are learned), "fixed_point", "linear", "kernel" (default in the kernel
+            regime), or a record with options such as ``March(tol=1e-3)``.
+        progress: show a progress bar on stderr; None shows one in a terminal.
+
+    Returns:
+        The solution; ``status`` says how it ended. A diverging run is no error: it is reported, with the last good state.
+
+    Raises:
+        InputError: for malformed arguments, before any compilation.
+        ProgramError: for programs that the method cannot represent.
+    """
+    checks.instance("theory", theory, LimitEquations, "the result of tp.limit(net, parameterization, training)")
+    checks.instance("task", task, Task, "a Task such as tp.Task(X, y)")
+    gamma0 = checks.number("gamma0", gamma0, minimum=0.0, hint="gamma0 = 0 is the kernel (NTK) limit")
+    samples = checks.integer("samples", samples, minimum=64)
+    if samples % 2:
+        raise InputError("samples", samples, "an even number", "sites come in antithetic pairs")
+    replicates = checks.integer("replicates", replicates, minimum=1)
+    seed = checks.integer("seed", seed, minimum=0)
+    if progress is not None:
+        checks.flag("progress", progress)
+    chosen = _chosen(theory, gamma0, method)
+    task.targets(theory.training.loss)
+    if theory.program.free_symbols:
+        raise InputError(
+            "theory", f"the symbols {list(map(str, theory.program.free_symbols))}", "numbers for all coefficients", "net.bind({symbol: value})"
+        )
+    with progress_bar(progress) as tick:
+        if isinstance(chosen, March):
+            from tp_solver.solve.feature import solve_march
+
+            return solve_march(theory, task, gamma0, samples, replicates, seed, chosen, tick)
+        if isinstance(chosen, Linear):
+            from tp_solver.solve.feature import solve_linear
+
+            return solve_linear(theory, task, gamma0, chosen, tick)
+        if isinstance(chosen, FixedPoint):
+            from tp_solver.solve.fixed_point import solve_fixed_point
+
+            return solve_fixed_point(theory, task, gamma0, samples, replicates, seed, chosen, tick)
+        from tp_solver.solve.kernel import solve_kernel
+
+        return solve_kernel(theory, task, gamma0)
+
+
+def _chosen(theory: LimitEquations, gamma0: float, method: Any) -> Method:
+    """The method's record, checked against the regime."""
+    if method is None:
+        return March() if theory.regime is Regime.FEATURE and gamma0 > 0 else KernelRegime()
+    if isinstance(method, str):
+        method = METHODS[checks.one_of("method", method, METHODS)]()
+    checks.instance("method", method, (March, Linear, FixedPoint, KernelRegime), "a method such as 'march' or March(tol=1e-3)")
+    if not isinstance(method, KernelRegime):
+        if theory.regime is not Regime.FEATURE:
+            raise InputError(
+                "method", method.name, f"'kernel' for the {theory.regime.value} regime", "leave method out: the regime chooses it"
+            )
+        if gamma0 == 0:
+            raise InputError("gamma0", gamma0, f"a number > 0 for method {method.name!r}", "gamma0 = 0 is the kernel limit: method='kernel'")
+    return method

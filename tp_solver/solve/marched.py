@@ -1,0 +1,253 @@
+"""Order parameters read off marched trajectories: kernels from coordinates, responses by least squares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from tp_solver.errors import InputError, RangeError
+from tp_solver.numerics.noise import ExactColumns, SampledColumns
+from tp_solver.program.statements import Layer, Product, Role
+from tp_solver.solve.layout import Columns, Home, Layout
+from tp_solver.solve.machine import input_coordinates
+from tp_solver.solve.march import Setting, new_points, predict
+from tp_solver.solve.solution import Fields
+from tp_solver.solve.trajectory import Trajectory
+
+
+@dataclass(frozen=True, eq=False)
+class MarchedKernels:
+    """Kernels of a march, averaged over its replicates.
+
+    Attributes:
+        setting, columns: the static structure and the Gaussian columns of the run.
+        trajectories: one per replicate.
+        stride: recorded steps per reported time (larger than 1 for a refined gradient flow).
+        X: training inputs (P, D).
+        gamma0: as solved.
+    """
+
+    setting: Setting
+    columns: Columns
+    trajectories: tuple[Trajectory, ...]
+    stride: int
+    X: np.ndarray
+    gamma0: float
+
+    @property
+    def plan(self) -> Layout:
+        """Static structure of the program."""
+        return self.setting.plan
+
+    def Phi(self, layer: int, t: int, s: int) -> np.ndarray:
+        """Mean over replicates of <phi(h(t)) phi(h(s))>."""
+        return np.mean(self._replicates("Phi", (layer, t, s)), axis=0)
+
+    def G(self, layer: int, t: int, s: int) -> np.ndarray:
+        """Mean over replicates of <g(t) g(s)>."""
+        return np.mean(self._replicates("G", (layer, t, s)), axis=0)
+
+    def A(self, layer: int, t: int, s: int) -> np.ndarray:
+        """Forward response, by least squares in the recorded coordinates."""
+        return np.mean(self._replicates("A", (layer, t, s)), axis=0)
+
+    def B(self, layer: int, t: int, s: int) -> np.ndarray:
+        """Backward response, by least squares in the recorded coordinates."""
+        return np.mean(self._replicates("B", (layer, t, s)), axis=0)
+
+    def ntk(self, t: int) -> np.ndarray:
+        """Tangent kernel."""
+        return np.mean(self._replicates("ntk", (t,)), axis=0)
+
+    def stderr(self, name: str, args: tuple[int, ...]) -> np.ndarray:
+        """Scatter over replicates (zero for a single exact one)."""
+        values = self._replicates(name, args)
+        if len(values) == 1:
+            return np.zeros_like(values[0])
+        return np.std(values, axis=0, ddof=1) / np.sqrt(len(values))
+
+    def fields(self, layer: int, t: int) -> Fields:
+        """Samples of all replicates, one after the other."""
+        variables = self._layer(layer)
+        kept = self.trajectories[0].fields
+        if t * self.stride not in kept:
+            times = tuple(sorted(k // self.stride for k in kept))
+            raise RangeError("t", t, f"a time whose samples were kept: {times}", "solve with method=March(times=(...))")
+        z = self.plan.backward.adjoints.get(variables.post)
+        h, zs = (
+            np.concatenate([tr.fields[t * self.stride][v].T for tr in self.trajectories]) if v else np.zeros((0, len(self.X)))
+            for v in (variables.pre, z)
+        )
+        return Fields(h, zs)
+
+    def predict(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Final outputs at new inputs (P_new, K), mean over replicates and standard error."""
+        _, x_new, rest = input_coordinates(self.X, X)
+        assert x_new is not None and rest is not None
+        values = []
+        with jax.enable_x64(True):
+            for tr in self.trajectories:
+                sites = next(iter(tr.state.sites.values()))
+                points = new_points(self.columns, x_new, rest, tr.source, sites.shape[1], sites.dtype)
+                values.append(np.asarray(predict(self.setting, tr.state, points, self.gamma0)))
+        spread = np.std(values, axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(values[0])
+        return np.mean(values, axis=0), spread
+
+    def _layer(self, layer: int) -> Layer:
+        return self.plan.program.layers[layer - 1]
+
+    def _replicates(self, name: str, args: tuple[int, ...]) -> list[np.ndarray]:
+        read = {"Phi": self._feature, "G": self._gradient, "A": self._forward, "B": self._backward, "ntk": self._tangent}[name]
+        return [read(tr, *args) for tr in self.trajectories]
+
+    def _feature(self, tr: Trajectory, layer: int, t: int, s: int) -> np.ndarray:
+        return self._gram(tr, self._layer(layer).post, t, s)
+
+    def _gradient(self, tr: Trajectory, layer: int, t: int, s: int) -> np.ndarray:
+        return self._gram(tr, self._adjoint(self._layer(layer).pre), t, s)
+
+    def _tangent(self, tr: Trajectory, t: int) -> np.ndarray:
+        if not self.setting.scalar:
+            raise RangeError(
+                "ntk", "a solution with several outputs", "one output", "several outputs propagate the loss gradient, which is no tangent kernel"
+            )
+        return tr.ntk[t * self.stride]
+
+    def _adjoint(self, variable: str) -> str:
+        if variable not in self.plan.backward.adjoints:
+            raise RangeError("layer", variable, "a layer that the output depends on", "the gradient at this layer is zero")
+        return self.plan.backward.adjoints[variable]
+
+    def _gram(self, tr: Trajectory, variable: str, t: int, s: int) -> np.ndarray:
+        i, j = t * self.stride, s * self.stride
+        c = tr.coordinates[variable]
+        gram = c[i] @ c[j].T
+        if t == s:  # the diagonal does not suffer from the truncation
+            np.fill_diagonal(gram, tr.squares[variable][i])
+        return gram
+
+    def _forward(self, tr: Trajectory, layer: int, t: int, s: int) -> np.ndarray:
+        """A: what the product that reads phi(h) returns of the transposed products before it."""
+        return self._response(tr, self._product(lambda p: p.arg == self._layer(layer).post and not p.transpose, layer), t, s)
+
+    def _backward(self, tr: Trajectory, layer: int, t: int, s: int) -> np.ndarray:
+        """B: what the transposed product of the same matrix returns of the products before it."""
+        matrix = self._product(lambda p: p.arg == self._layer(layer).post and not p.transpose, layer).matrix
+        used = next(q.adjoint for q in self.plan.backward.pairs if q.matrix == matrix and q.input == self._layer(layer).post)
+        return self._response(tr, self._product(lambda p: p.matrix == matrix and p.arg == used and p.transpose, layer), t, s)
+
+    def _product(self, wanted: Any, layer: int) -> Product:
+        hidden = {m.name for m in self.plan.program.matrices if m.role is Role.HIDDEN}
+        for p in self._sequence():
+            if p.matrix in hidden and wanted(p):
+                return p
+        raise RangeError("layer", layer, "a layer that a hidden matrix reads", "responses live between two hidden layers")
+
+    def _sequence(self) -> list[Product]:
+        return [s for s in (*self.plan.program.statements, *self.plan.backward.statements) if isinstance(s, Product)]
+
+    def _response(self, tr: Trajectory, product: Product, t: int, s: int) -> np.ndarray:
+        """The coefficients of the earlier opposite products, first one of each time, in the response of ``product`` at t."""
+        sequence = self._sequence()
+        opposite = [q for q in sequence if q.matrix == product.matrix and q.transpose != product.transpose]
+        here = sequence.index(product)
+        scale = self.columns.scales[product.matrix]
+        target = tr.responses[f"{product.matrix}:{product.arg}"][t * self.stride] / scale**2
+        blocks, wanted = [], None
+        for i in range(t * self.stride + 1):
+            for q in opposite:
+                if i < t * self.stride or sequence.index(q) < here:
+                    if i == s * self.stride and wanted is None:
+                        wanted = len(blocks)
+                    blocks.append(tr.coordinates[q.arg][i][:, : target.shape[1]])
+        points = len(target)
+        if wanted is None:
+            return np.zeros((points, points))
+        design = np.concatenate(blocks)
+        width = design.shape[1]
+        solution = np.linalg.lstsq(design.T, target[:, :width].T, rcond=1e-13)[0]
+        return solution[wanted * points : (wanted + 1) * points].T
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Flat arrays, with names that :meth:`from_arrays` understands."""
+        out: dict[str, np.ndarray] = {"stride": np.array(self.stride), "count": np.array(len(self.trajectories))}
+        for k, tr in enumerate(self.trajectories):
+            pre = f"r{k}/"
+            out |= {f"{pre}{n}": getattr(tr, n) for n in ("f", "loss", "ntk", "identity")}
+            for group in ("coordinates", "squares", "responses"):
+                out |= {f"{pre}{group}/{v}": a for v, a in getattr(tr, group).items()}
+            out |= {f"{pre}fields/{t}/{v}": a for t, kept in tr.fields.items() for v, a in kept.items()}
+            stream = tr.source
+            out[f"{pre}stream"] = np.array([stream.samples, *stream.seed] if isinstance(stream, SampledColumns) else [], dtype=np.int64)
+            out |= {f"{pre}state/{n}": np.asarray(a) for n, a in _leaves(tr.state)}
+        return out
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], theory: Any, task: Any, gamma0: float) -> MarchedKernels:
+        """Rebuild from :meth:`arrays`."""
+        from tp_solver.solve.feature import prepare
+
+        prepared = prepare(theory, task)
+        trajectories = []
+        for k in range(int(arrays["count"])):
+            pre = f"r{k}/"
+            mine = {n.removeprefix(pre): a for n, a in arrays.items() if n.startswith(pre)}
+            if not {"f", "loss", "ntk", "identity", "stream"} <= set(mine):
+                raise InputError("kernels", f"no replicate {k}", "all replicates in the file", "the file is incomplete")
+            fields: dict[int, dict[str, np.ndarray]] = {}
+            for n in [n for n in mine if n.startswith("fields/")]:
+                _, t, v = n.split("/", 2)
+                fields.setdefault(int(t), {})[v] = mine[n]
+            groups = {
+                g: {n.removeprefix(g + "/"): a for n, a in mine.items() if n.startswith(g + "/")}
+                for g in ("coordinates", "squares", "responses", "state")
+            }
+            trajectories.append(
+                Trajectory(
+                    mine["f"], None, mine["loss"], mine["ntk"], mine["identity"], groups["coordinates"], groups["squares"],
+                    groups["responses"], fields, _state(prepared.setting.plan, groups["state"]), _source(mine["stream"]), {}, {}, None,
+                )
+            )  # fmt: skip
+        return cls(prepared.setting, prepared.columns, tuple(trajectories), int(arrays["stride"]), np.asarray(task.X), gamma0)
+
+
+def _leaves(state: Any) -> list[tuple[str, Any]]:
+    """(name, array) of a site state."""
+    out = [(f"sites/{m}", w) for m, w in state.sites.items()]
+    for m, op in state.operators.items():
+        out += [(f"operators/{m}/{n}", a) for n, a in (("eps_u", op.eps_u), ("eps_r", op.eps_r), ("learned", op.learned))]
+        for side in ("below", "above"):
+            basis = getattr(op, side)
+            out += [(f"operators/{m}/{side}/{n}", getattr(basis, n)) for n in ("rows", "count", "scale")]
+    return out
+
+
+def _state(plan: Layout, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The site state from its leaves; observers are not needed for predictions."""
+    from tp_solver.numerics.basis import Basis
+    from tp_solver.solve.march import SiteState
+    from tp_solver.solve.operator import OperatorState
+
+    def basis(m: str, side: str) -> Basis:
+        return Basis(*(arrays[f"operators/{m}/{side}/{n}"] for n in ("rows", "count", "scale")))
+
+    operators = {
+        m: OperatorState(basis(m, "below"), basis(m, "above"), *(arrays[f"operators/{m}/{n}"] for n in ("eps_u", "eps_r", "learned")))
+        for m in plan.hidden
+    }
+    sites = {m.name: arrays[f"sites/{m.name}"] for m in plan.program.matrices if m.role is not Role.HIDDEN}
+    return SiteState(operators, sites, {})
+
+
+def _source(stream: np.ndarray) -> SampledColumns | ExactColumns:
+    return SampledColumns(int(stream[0]), tuple(int(k) for k in stream[1:])) if len(stream) else ExactColumns()
+
+
+def final_ranks(trajectories: tuple[Trajectory, ...]) -> dict[str, int]:
+    """Largest final rank of every basis over the replicates."""
+    homes: list[Home] = list(trajectories[0].used)
+    return {str(h): max(tr.used[h] for tr in trajectories) for h in homes}

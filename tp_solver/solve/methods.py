@@ -1,0 +1,95 @@
+"""Ways to solve a limit, as records of their options; ``solve(method="march")`` means the record with its defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tp_solver import checks
+from tp_solver.errors import InputError
+
+
+@dataclass(frozen=True)
+class March:
+    """The causal limit operator: any program, one pass in time.
+
+    Args:
+        tol: directions whose share of the squared size is below this are dropped; None chooses 4 / samples, what the
+            samples can resolve.
+        times: times whose single-site samples are kept for densities; None keeps the first and the last.
+        bias: whether to spend two further runs of half the samples and of four times the tolerance, so that standard errors
+            hold the finite-sample bias and the truncation, which repeats do not show.
+        substeps: gradient flow only: Euler steps per reported interval (the result is extrapolated from this and twice as
+            many; the difference enters the standard error).
+        dtype: "float64" or "float32".
+    """
+
+    tol: float | None = None
+    times: tuple[int, ...] | None = None
+    bias: bool = True
+    substeps: int = 4
+    dtype: str = "float64"
+    name = "march"
+
+    def __post_init__(self) -> None:
+        if self.tol is not None:
+            object.__setattr__(self, "tol", checks.number("tol", self.tol, above=0.0, maximum=1.0))
+        if self.times is not None:
+            if isinstance(self.times, (str, int)) or not hasattr(self.times, "__iter__"):
+                raise InputError("times", self.times, "a sequence of times", "times=(0, 50, 100)")
+            object.__setattr__(self, "times", tuple(checks.integer("times", t, minimum=0) for t in self.times))
+        checks.flag("bias", self.bias)
+        checks.integer("substeps", self.substeps, minimum=1)
+        checks.one_of("dtype", self.dtype, ("float64", "float32"))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Exact algebra for programs whose maps are all linear: no sampling (``theory/feature_learning.md``).
+
+    Args:
+        substeps: gradient flow only, as for :class:`March`.
+    """
+
+    substeps: int = 64
+    name = "linear"
+
+    def __post_init__(self) -> None:
+        checks.integer("substeps", self.substeps, minimum=1)
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Self-consistent iteration on explicit two-time kernels Phi, G, A, B (Bordelon & Pehlevan 2022).
+
+    Args:
+        max_iterations: sweeps before giving up.
+        tol: relative change of the error signal below which the iteration has converged; kernels may change ten times that.
+        truncation: share of a noise covariance's variance below which directions are dropped; None chooses 4 / samples.
+        exact: whether sites are the Gaussian directions themselves instead of samples (all maps linear).
+        depth: how many earlier sweeps the acceleration combines; 0 is the plain iteration.
+    """
+
+    max_iterations: int = 60
+    tol: float = 1e-6
+    truncation: float | None = None
+    depth: int = 0
+    name = "fixed_point"
+
+    def __post_init__(self) -> None:
+        checks.integer("max_iterations", self.max_iterations, minimum=1)
+        checks.number("tol", self.tol, above=0.0)
+        checks.integer("depth", self.depth, minimum=0)
+        if self.truncation is not None:
+            checks.number("truncation", self.truncation, above=0.0, maximum=1.0)
+
+
+@dataclass(frozen=True)
+class KernelRegime:
+    """Kernels at initialisation and the linear dynamics they drive; also the limit gamma0 -> 0 of any program."""
+
+    name = "kernel"
+
+
+Method = March | Linear | FixedPoint | KernelRegime
+METHODS: dict[str, type[Any]] = {m.name: m for m in (March, Linear, FixedPoint, KernelRegime)}
