@@ -6,6 +6,7 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable, Sequence
+from types import FunctionType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -105,6 +106,6 @@ def instance(field: str, value: Any, kinds: type[T] | tuple[type[T], ...], expec
     kinds_tuple = kinds if isinstance(kinds, tuple) else (kinds,)
     if isinstance(value, type) and issubclass(value, kinds_tuple):
         raise InputError(field, f"the class {value.__name__}", expected, f"call it: {value.__name__}(...)")
-    if callable(value) and not isinstance(value, type) and getattr(value, "__module__", "").startswith("tp_solver"):
+    if isinstance(value, FunctionType) and value.__module__.startswith("tp_solver"):
         raise InputError(field, f"the function {value.__name__}", expected, f"call it: {value.__name__}(...)")
     raise InputError(field, value, expected, hint or f"a {type(value).__name__} does not fit here")

@@ -1,0 +1,203 @@
+"""The compiled parts of a run: training steps, and the look at a net between them.
+
+All functions carry a leading axis of nets ("lanes"); only the weights, the rows and the centring differ between lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tp_solver.finite.dense import Array, Data, Net, Numbers, Weights
+from tp_solver.program.statements import Product, Space
+
+Rows = dict[str, Array]
+Velocity = Callable[[Weights], Weights]
+
+
+class Base(NamedTuple):
+    """What centring subtracts: the initial predictions, or zeros."""
+
+    f: Array
+    f_test: Array | None
+
+
+class Clock(NamedTuple):
+    """Time per reported row, and integrator steps per row."""
+
+    time: Any
+    substeps: Any
+
+
+class Look(NamedTuple):
+    """One net at one time: (layers, n, P) arrays, the tangent kernel (P, K, P, K), and some sites for densities."""
+
+    phi: Array
+    g: Array
+    ntk: Array
+    h_sites: Array
+    z_sites: Array
+
+
+def _moved(weights: Weights, by: float | Array, velocity: Weights) -> Weights:
+    return {name: w + by * velocity[name] for name, w in weights.items()}
+
+
+def descent(velocity: Velocity, weights: Weights, clock: Clock) -> Weights:
+    """One update of gradient descent; the rates already hold the step."""
+    return _moved(weights, 1.0, velocity(weights))
+
+
+def runge_kutta(velocity: Velocity, weights: Weights, clock: Clock) -> Weights:
+    """One reported interval of gradient flow by the classic fourth-order rule."""
+    dt = clock.time / clock.substeps
+
+    def step(_: Array, w: Weights) -> Weights:
+        k = velocity(w)
+        total = k
+        for fraction, weight in ((0.5, 2.0), (0.5, 2.0), (1.0, 1.0)):
+            k = velocity(_moved(w, fraction * dt, k))
+            total = _moved(total, weight, k)
+        return _moved(w, dt / 6, total)
+
+    return jax.lax.fori_loop(0, clock.substeps, step, weights)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How weights move from one reported row to the next, and how many arrays of the size of the weights that takes."""
+
+    move: Callable[[Velocity, Weights, Clock], Weights]
+    copies: int
+
+
+DESCENT = Rule(descent, 2)
+RUNGE_KUTTA = Rule(runge_kutta, 5)
+
+
+def _loss(net: Net, weights: Weights, base: Base, numbers: Numbers, data: Data) -> Array:
+    return jnp.mean(net.point_loss(net.predict(weights, numbers, data.X) - base.f, data.y))
+
+
+def _row(net: Net, weights: Weights, base: Base, numbers: Numbers, data: Data) -> Rows:
+    f = net.predict(weights, numbers, data.X) - base.f
+    out = {"f": f, "loss": jnp.mean(net.point_loss(f, data.y))}
+    if data.X_test is not None and base.f_test is not None:
+        out["f_test"] = net.predict(weights, numbers, data.X_test) - base.f_test
+        if data.y_test is not None:
+            out["loss_test"] = jnp.mean(net.point_loss(out["f_test"], data.y_test))
+    return out
+
+
+@partial(jax.jit, static_argnums=0)
+def row(net: Net, weights: Weights, base: Base, numbers: Numbers, data: Data) -> Rows:
+    """Predictions and losses of the nets as they are: ``f`` (lanes, P, K), ``loss`` (lanes,), and the same for test points."""
+    return jax.vmap(lambda w, b: _row(net, w, b, numbers, data))(weights, base)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+def advance(
+    net: Net, rule: Rule, weights: Weights, rows: Rows, base: Base, numbers: Numbers, data: Data, clock: Clock, start: Any, stop: Any
+) -> tuple[Weights, Rows]:
+    """Train from row ``start`` to row ``stop``, writing rows start..stop-1. One compilation serves all lengths."""
+    first = [m.name for m in net.program.matrices if m.role.domain is Space.DATA]
+
+    def one(weights: Weights, rows: Rows, base: Base) -> tuple[Weights, Rows]:
+        def velocity(w: Weights) -> Weights:
+            slope = jax.grad(lambda v: _loss(net, v, base, numbers, data))(w)
+            # One, but known only after the last gradient: XLA then updates in place, where it would else copy every matrix
+            # once per step. A gradient that is not finite makes it NaN.
+            done = 1.0 + 0.0 * sum(jnp.sum(slope[name]) for name in first)
+            return {name: -(done * numbers.rate[name]) * s for name, s in slope.items()}
+
+        def body(t: Array, state: tuple[Weights, Rows]) -> tuple[Weights, Rows]:
+            w, rows = state
+            now = _row(net, w, base, numbers, data)
+            return rule.move(velocity, w, clock), {k: rows[k].at[t].set(now[k]) for k in rows}
+
+        return jax.lax.fori_loop(start, stop, body, (weights, rows))
+
+    return jax.vmap(one)(weights, rows, base)
+
+
+@partial(jax.jit, static_argnums=0)
+def layer_fields(net: Net, weights: Weights, numbers: Numbers, data: Data) -> Array:
+    """The fields h^l of every reported layer, shape (lanes, layers, n, P)."""
+
+    def one(w: Weights) -> Array:
+        values = net.variables(w, numbers, data.X)
+        return jnp.stack([values[layer.pre] for layer in net.program.layers])
+
+    return jax.vmap(one)(weights)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def look(net: Net, sites: int, weights: Weights, base: Base, numbers: Numbers, data: Data) -> Look:
+    """Fields and kernels of the nets as they are (``theory/notation.md``).
+
+    Backward fields are ``g = gamma0 n^m df_mu/dh_mu`` for one output and ``-gamma0 n^m dLoss/dh_mu`` for several.
+    The tangent kernel is ``K = sum_j gamma0^2 eta_j n^-c_j <df_mu/dw^j, df_nu/dw^j>``, so that gradient flow obeys
+    ``df/dt = sum_nu K e_nu`` per unit lr, and gamma0 drops out. The inner products are those of outer products: sums over
+    pairs of uses of a matrix of (adjoint . adjoint)(input . input).
+    """
+    layers, products = net.program.layers, [s for s in net.program.statements if isinstance(s, Product)]
+    names = {v for layer in layers for v in (layer.pre, layer.post)} | {s.out for s in products}
+
+    def one(w: Weights, base: Base) -> Look:
+        def run(shifts: dict[str, Array]) -> dict[str, Array]:
+            return net.variables(w, numbers, data.X, shifts)
+
+        def predictions(shifts: dict[str, Array]) -> Array:
+            return net.outputs_of(run(shifts), numbers)
+
+        values = run({})
+        zeros = {v: jnp.zeros_like(values[v]) for v in names}
+        # columns do not mix, so the gradient of a sum over points holds every point's own gradient
+        each = jax.vmap(jax.grad(lambda shifts, k: predictions(shifts)[:, k].sum()), (None, 0))(zeros, jnp.arange(net.outputs))
+        if net.outputs == 1:
+            signal = {v: each[v][0] for v in names}
+        else:
+            slope = jax.grad(lambda shifts: jnp.mean(net.point_loss(predictions(shifts) - base.f, data.y)))(zeros)
+            signal = {v: -slope[v] for v in names}
+        g = numbers.backward * jnp.stack([signal[layer.pre] for layer in layers])
+        z = numbers.backward * jnp.stack([signal[layer.post][:sites] for layer in layers])
+        h = jnp.stack([values[layer.pre][:sites] for layer in layers])
+        phi = jnp.stack([values[layer.post] for layer in layers])
+        return Look(phi, g, _tangent(products, each, values, numbers), h, z)
+
+    return jax.vmap(one)(weights, base)
+
+
+def _tangent(products: list[Product], adjoints: dict[str, Array], values: dict[str, Array], numbers: Numbers) -> Array:
+    """The tangent kernel (P, K, P, K) from adjoints (K, n, P) of the products' outputs."""
+
+    def sides(s: Product) -> tuple[Array, Array]:
+        adjoint, argument = adjoints[s.out], values[s.arg][None]
+        return (argument, adjoint) if s.transpose else (adjoint, argument)
+
+    def overlap(a: Array, b: Array) -> Array:
+        return jnp.einsum("kim,lin->mknl", a, b)
+
+    total: Any = 0.0
+    for s in products:
+        for r in products:
+            if s.matrix == r.matrix:
+                (left, right), (left_r, right_r) = sides(s), sides(r)
+                scale = numbers.tangent[s.matrix] * numbers.multiplier[s.matrix] ** 2
+                total = total + scale * overlap(left, left_r) * overlap(right, right_r)
+    return total
+
+
+@partial(jax.jit, static_argnums=0)
+def curvature(net: Net, f: Array, y: Array) -> Array:
+    """Largest norm over points of the Hessian of l with respect to the outputs."""
+
+    def point(f_point: Array, y_point: Array) -> Array:
+        return net.point_loss(f_point[None], y_point[None])[0]
+
+    return jnp.max(jnp.linalg.norm(jax.vmap(jax.hessian(point))(f, y), axis=(1, 2)))

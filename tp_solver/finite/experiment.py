@@ -1,0 +1,315 @@
+"""What is to be simulated, checked and turned into numbers, and the march of a few nets through their training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sympy as sp
+
+from tp_solver import checks
+from tp_solver.errors import BudgetError, InputError, ParameterizationError, ProgramError
+from tp_solver.finite import dynamics
+from tp_solver.finite.dense import Data, Net, Numbers, Weights
+from tp_solver.finite.dynamics import Base, Clock, Rows, Rule
+from tp_solver.program.parameterization import D, Parameterization
+from tp_solver.program.statements import Program, Space
+from tp_solver.program.task import Task
+from tp_solver.program.training import GradientDescent, GradientFlow, Training, assign_rates
+
+T = TypeVar("T")
+DTYPES = ("float64", "float32")
+FLOW_STEP = 0.1
+"""Integrator step of gradient flow, in units of the fastest rate of the initial net."""
+
+
+@contextmanager
+def precision() -> Iterator[None]:
+    """Double precision allowed, and full precision of products also where the hardware would rather round."""
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A checked experiment; :func:`prepare` makes one."""
+
+    net: Net
+    parameterization: Parameterization
+    training: Training
+    task: Task
+    gamma0: float
+    widths: tuple[int, ...]
+    seeds: tuple[int, ...]
+    centred: bool
+    seed: int
+    dtype: np.dtype
+
+    @property
+    def rule(self) -> Rule:
+        """How the weights move between reported rows."""
+        return dynamics.RUNGE_KUTTA if isinstance(self.training, GradientFlow) else dynamics.DESCENT
+
+    @property
+    def data(self) -> Data:
+        """The task as device arrays."""
+        y, y_test = self.task.targets(self.training.loss)
+        columns = [None if x is None else x.T for x in (self.task.X, self.task.X_test)]
+        return Data(*(None if a is None else jnp.asarray(a, self.dtype) for a in (columns[0], y, columns[1], y_test)))  # type: ignore[arg-type]
+
+    def numbers(self, width: int) -> Numbers:
+        """Multipliers and rates at a width, from the exact exponents."""
+        program = self.net.program
+        # gradient flow is the small-step limit at rate one; time takes the place of lr times steps
+        lr = self.training.rates(program) if isinstance(self.training, GradientDescent) else assign_rates(1.0, program)
+        multiplier, tangent = {}, {}
+        for m in program.matrices:
+            s = self.parameterization.scaling(m)
+            multiplier[m.name] = self._at(s.alpha * sp.Integer(width) ** -s.a)
+            tangent[m.name] = self.gamma0**2 * self._at(s.eta * sp.Integer(width) ** -s.c)
+        rate = {name: lr[name] * value for name, value in tangent.items()}
+        backward = self.gamma0 * self._at(sp.Integer(width) ** self.parameterization.backward_exponent)
+        return jax.tree.map(self.dtype.type, Numbers(multiplier, rate, tangent, backward, self.gamma0))
+
+    def draw(self, width: int, labels: Sequence[int]) -> Weights:
+        """Initial weights of the nets with the given seed labels, arrays (lanes, rows, columns).
+
+        Every matrix of every net has its own stream, keyed by (seed, width, label, matrix), so that no net depends on which
+        others are simulated. Draws are double precision numbers, rounded for float32.
+        """
+        out = {}
+        for j, m in enumerate(self.net.program.matrices):
+            s = self.parameterization.scaling(m)
+            deviation = self._at(s.sigma * sp.Integer(width) ** -s.b)
+            shape = self.net.shape(m.name, width, self.task.D)
+            lanes = np.empty((len(labels), *shape), self.dtype)
+            for lane, label in zip(lanes, labels, strict=True):
+                lane[...] = deviation * np.random.default_rng([self.seed, width, label, j]).standard_normal(shape)
+            out[m.name] = jnp.array(lanes)
+        return out
+
+    def _at(self, expression: sp.Expr) -> float:
+        return float(expression.subs(D, self.task.D))
+
+    def weights_size(self, width: int) -> int:
+        """Number of trained numbers of one net."""
+        return sum(int(np.prod(self.net.shape(m.name, width, self.task.D))) for m in self.net.program.matrices)
+
+    def working_bytes(self, width: int, looks: int) -> int:
+        """Estimated peak memory of one net in training, its recorded fields included."""
+        program, P = self.net.program, self.task.P
+        test = 0 if self.task.X_test is None else len(self.task.X_test)
+        spaces = program.spaces()
+        vectors = sum(spaces[s.out] is Space.WIDTH for s in program.statements)
+        products = sum(1 for _ in program.products())
+        training = vectors * (3 * P + test)
+        looking = P * (2 * vectors + 2 * program.depth + (products + 2 * program.depth) * self.net.outputs + 4 * looks * program.depth)
+        weights = self.weights_size(width) * (1 + self.rule.copies)
+        return self.dtype.itemsize * (weights + width * max(training, looking))
+
+
+def prepare(
+    net: Any, parameterization: Any, training: Any, task: Any, gamma0: Any, widths: Any, seeds: Any, centred: Any, seed: Any, dtype: Any
+) -> Experiment:
+    """Check everything that the user gave; nothing is compiled before that.
+
+    Raises:
+        InputError, ProgramError, ParameterizationError: naming the argument.
+    """
+    net = checks.instance("net", net, Program, "a program such as tp.mlp(depth=3, activation=tp.tanh)")
+    parameterization = checks.instance("parameterization", parameterization, Parameterization, "a Parameterization such as tp.muP")
+    training = checks.instance(
+        "training", training, (GradientDescent, GradientFlow), "a training rule such as tp.GradientDescent(lr=0.1, steps=100)"
+    )
+    task = checks.instance("task", task, Task, "a Task such as tp.Task(X, y)")
+    _refuse_symbols(net, parameterization)
+    gamma0 = checks.number("gamma0", gamma0, minimum=0.0)
+    if gamma0 == 0.0:
+        raise InputError(
+            "gamma0", gamma0, "a number > 0", "finite nets have no kernel limit; take a small value such as 0.05, or solve at gamma0 = 0"
+        )
+    y, _ = task.targets(training.loss)
+    if isinstance(training, GradientDescent):
+        training.rates(net)
+    checked = Net(net, training.loss, y.shape[1])
+    checked.compile_expressions()
+    return Experiment(
+        checked,
+        parameterization,
+        training,
+        task,
+        gamma0,
+        _integers("widths", widths, 1, "widths=(128, 512, 2048)"),
+        _labels(seeds),
+        checks.flag("centred", centred),
+        checks.integer("seed", seed, minimum=0),
+        np.dtype(checks.one_of("dtype", dtype, DTYPES)),
+    )
+
+
+def _refuse_symbols(net: Program, parameterization: Parameterization) -> None:
+    if net.free_symbols:
+        raise ProgramError(
+            "net", f"the symbols {list(map(str, net.free_symbols))} without values", "numbers", "use net.bind({symbol: value})"
+        )
+    for m in net.matrices:
+        found = m.sigma.free_symbols | m.rate.free_symbols
+        if found:
+            raise ProgramError(f"bias {m.name}", f"the symbols {sorted(map(str, found))}", "numbers", "give sigma and rate as numbers")
+    if parameterization.free_symbols:
+        raise ParameterizationError(
+            "parameterization",
+            f"the symbols {list(map(str, parameterization.free_symbols))} without values",
+            "numbers",
+            "use parameterization.bind({symbol: value})",
+        )
+
+
+def _integers(field: str, value: Any, minimum: int, example: str) -> tuple[int, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise InputError(field, value, f"a sequence of integers >= {minimum}", f"for example {example}")
+    out = tuple(checks.integer(f"{field}[{k}]", v, minimum=minimum) for k, v in enumerate(value))
+    if not out:
+        raise InputError(field, "an empty sequence", f"at least one integer >= {minimum}", f"for example {example}")
+    if len(set(out)) < len(out):
+        raise InputError(field, out, "different integers", "a repeated entry would repeat the very same nets")
+    return out
+
+
+def _labels(seeds: Any) -> tuple[int, ...]:
+    if isinstance(seeds, Iterable):
+        return _integers("seeds", seeds, 0, "seeds=8")
+    return tuple(range(checks.integer("seeds", seeds, minimum=1, hint="seeds is the number of nets per width")))
+
+
+def recorded_times(times: Any, steps: int) -> tuple[int, ...]:
+    """Rows at which kernels and fields are recorded: all up to 20 steps, else five evenly spaced ones, ends included."""
+    if times is None:
+        count = steps + 1 if steps <= 20 else 5
+        return tuple(int(t) for t in np.unique(np.linspace(0, steps, count).round()))
+    out = _integers("times", times, 0, f"times=(0, {steps})")
+    if max(out) > steps:
+        raise InputError("times", max(out), f"integers from 0 to {steps}", "times count reported steps; the last row is steps")
+    return tuple(sorted(out))
+
+
+def lanes(experiment: Experiment, memory: float, need: int, held: int) -> int:
+    """How many nets to train at once within a memory budget.
+
+    Args:
+        memory: budget in bytes.
+        need: estimated bytes of one net in training.
+        held: bytes of the records of the whole ensemble.
+
+    Raises:
+        BudgetError: if one net and the records do not fit.
+    """
+    if need + held > memory:
+        raise BudgetError(
+            "memory",
+            f"a need of {_gib(need)} for one net of width {max(experiment.widths)} and {_gib(held)} for the records",
+            f"at most {_gib(memory)}",
+            "cut the largest width, cut the recorded times or data points (times=...), or use dtype='float32'; or raise memory= (bytes)",
+        )
+    # On a CPU nets one after another are as fast as side by side, and their bits do not depend on the budget.
+    return 1 if jax.default_backend() == "cpu" else max(1, min(len(experiment.seeds), int((memory - held) // need)))
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
+def march(
+    experiment: Experiment,
+    width: int,
+    labels: Sequence[int],
+    times: Sequence[int],
+    look: Callable[[Weights, Base, Numbers, Data], T],
+    clock: Clock,
+) -> tuple[dict[str, np.ndarray], list[T]]:
+    """Train the nets of one width and some seeds; look at them at the given rows.
+
+    Returns:
+        rows: ``f`` (lanes, steps + 1, P, K), ``loss`` (lanes, steps + 1), and ``f_test``, ``loss_test`` where there are any.
+        looks: what ``look`` returned, in the order of ``times``.
+    """
+    net, steps, data = experiment.net, experiment.training.steps, experiment.data
+    numbers, weights = experiment.numbers(width), experiment.draw(width, labels)
+    base = _base(experiment, weights, numbers, data)
+    rows = _empty_rows(experiment, len(labels))
+    looks: list[T] = []
+    now = 0
+    for target in (*times, steps):
+        for start, stop in _blocks(now, target):
+            weights, rows = dynamics.advance(net, experiment.rule, weights, rows, base, numbers, data, clock, start, stop)
+            jax.block_until_ready(rows)
+        now = target
+        if len(looks) < len(times):
+            looks.append(look(weights, base, numbers, data))
+    # the last row is followed by no update
+    last = dynamics.row(net, weights, base, numbers, data)
+    series = {name: np.array(values[:, : steps + 1]) for name, values in rows.items()}
+    for name, values in last.items():
+        series[name][:, steps] = values
+    return series, looks
+
+
+def _base(experiment: Experiment, weights: Weights, numbers: Numbers, data: Data) -> Base:
+    """What centring subtracts."""
+    lanes, K = len(next(iter(weights.values()))), experiment.net.outputs
+    shapes = [None if x is None else (lanes, x.shape[1], K) for x in (data.X, data.X_test)]
+    zero = Base(*(None if shape is None else jnp.asarray(np.zeros(shape, experiment.dtype)) for shape in shapes))  # type: ignore[arg-type]
+    if not experiment.centred:
+        return zero
+    start = dynamics.row(experiment.net, weights, zero, numbers, data)
+    return Base(start["f"], start.get("f_test"))
+
+
+def _blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Split steps into calls of about half a second, so that Ctrl-C is answered."""
+    length = 1
+    while start < stop:
+        end, began = min(start + length, stop), time.perf_counter()
+        yield start, end
+        elapsed = max(time.perf_counter() - began, 1e-9)
+        length = max(1, int(min(4 * length, (end - start) * 0.5 / elapsed)))
+        start = end
+
+
+def _empty_rows(experiment: Experiment, count: int) -> Rows:
+    # Room is a power of two, so that few different numbers of steps need a compilation of their own.
+    task, K, room = experiment.task, experiment.net.outputs, max(64, 1 << experiment.training.steps.bit_length())
+    shapes: dict[str, tuple[int, ...]] = {"f": (room, task.P, K), "loss": (room,)}
+    if task.X_test is not None:
+        shapes["f_test"] = (room, len(task.X_test), K)
+        if task.y_test is not None:
+            shapes["loss_test"] = (room,)
+    return {name: jnp.array(np.full((count, *shape), np.nan, experiment.dtype)) for name, shape in shapes.items()}
+
+
+def clock_of(experiment: Experiment, width: int) -> Clock:
+    """Time per row, and integrator steps per row so that one is at most ``FLOW_STEP`` of the fastest initial time scale.
+
+    The time scale is one over the largest eigenvalue of (tangent kernel) x (curvature of the loss) / P, of the first seed at
+    this width.
+    """
+    if isinstance(experiment.training, GradientDescent):
+        return Clock(experiment.dtype.type(1.0), 1)
+    net, data, numbers = experiment.net, experiment.data, experiment.numbers(width)
+    weights = experiment.draw(width, experiment.seeds[:1])
+    base = _base(experiment, weights, numbers, data)
+    ntk = np.asarray(dynamics.look(net, 1, weights, base, numbers, data).ntk[0], float)
+    size = experiment.task.P * net.outputs
+    with np.errstate(all="ignore"):
+        rate = np.linalg.norm(ntk.reshape(size, size), 2) if np.isfinite(ntk).all() else np.nan
+        start = dynamics.row(net, weights, base, numbers, data)
+        rate *= float(dynamics.curvature(net, start["f"][0], data.y)) / experiment.task.P
+    interval = experiment.training.time / experiment.training.steps
+    substeps = int(np.ceil(interval * rate / FLOW_STEP)) if np.isfinite(rate) else 1
+    return Clock(experiment.dtype.type(interval), max(1, min(substeps, 100_000)))
