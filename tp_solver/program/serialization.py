@@ -1,0 +1,113 @@
+"""What the user defines, as plain trees for files: programs, parameterizations, training rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from tp_solver.errors import FileFormatError
+from tp_solver.program.losses import LOSSES
+from tp_solver.program.parameterization import Parameterization
+from tp_solver.program.statements import Average, Layer, Map, Matrix, Product, Program, Role, Statement, Sum
+from tp_solver.program.training import GradientDescent, GradientFlow, Training
+from tp_solver.symbols.serialization import from_tree, to_tree
+
+T = TypeVar("T")
+_TRIPLES = ("a", "b", "c", "alpha", "sigma", "eta")
+
+
+def program_to_tree(program: Program) -> dict[str, Any]:
+    """Everything a program consists of."""
+    return {
+        "name": program.name,
+        "matrices": [[m.name, m.role.name, to_tree(m.sigma), to_tree(m.rate)] for m in program.matrices],
+        "statements": [[type(s).__name__, *_WRITERS[type(s)](s)] for s in program.statements],
+        "output": program.output,
+        "layers": [[v.index, v.pre, v.post, v.activation] for v in program.layers],
+    }
+
+
+def program_from_tree(tree: Mapping[str, Any]) -> Program:
+    """The program that :func:`program_to_tree` took apart.
+
+    Raises:
+        FileFormatError: for anything else.
+    """
+
+    def build() -> Program:
+        return Program(
+            _text(tree["name"]),
+            tuple(Matrix(_text(name), Role[role], from_tree(sigma), from_tree(rate)) for name, role, sigma, rate in tree["matrices"]),
+            tuple(_READERS[kind](*parts) for kind, *parts in tree["statements"]),
+            _text(tree["output"]),
+            tuple(Layer(int(i), _text(pre), _text(post), _text(activation)) for i, pre, post, activation in tree["layers"]),
+        )
+
+    return _guarded("program", build)
+
+
+def parameterization_to_tree(parameterization: Parameterization) -> dict[str, Any]:
+    """Name, exponents and constants."""
+    return {"name": parameterization.name} | {f: [to_tree(e) for e in getattr(parameterization, f)] for f in _TRIPLES}
+
+
+def parameterization_from_tree(tree: Mapping[str, Any]) -> Parameterization:
+    """The parameterization that :func:`parameterization_to_tree` took apart.
+
+    Raises:
+        FileFormatError: for anything else.
+    """
+    return _guarded("parameterization", lambda: Parameterization(_text(tree["name"]), *(tuple(map(from_tree, tree[f])) for f in _TRIPLES)))
+
+
+def training_to_tree(training: Training) -> dict[str, Any]:
+    """Rule, its numbers, and the name of the loss."""
+    rule = next(name for name, kind in RULES.items() if isinstance(training, kind))
+    loss = next(name for name, kind in LOSSES.items() if isinstance(training.loss, kind))
+    pace = training.lr if isinstance(training, GradientDescent) else training.time
+    return {"rule": rule, "pace": pace, "steps": training.steps, "loss": loss}
+
+
+def training_from_tree(tree: Mapping[str, Any]) -> Training:
+    """The training rule that :func:`training_to_tree` took apart.
+
+    Raises:
+        FileFormatError: for anything else.
+    """
+    return _guarded("training", lambda: RULES[tree["rule"]](tree["pace"], tree["steps"], LOSSES[tree["loss"]]()))
+
+
+RULES: dict[str, type[GradientDescent] | type[GradientFlow]] = {"gradient_descent": GradientDescent, "gradient_flow": GradientFlow}
+"""Training rules by the names that files use."""
+
+_WRITERS: dict[type, Callable[[Any], list[Any]]] = {
+    Product: lambda s: [s.out, s.matrix, s.arg, s.transpose],
+    Map: lambda s: [s.out, to_tree(s.expression), list(s.arguments)],
+    Sum: lambda s: [s.out, [[to_tree(c), x] for c, x in s.terms]],
+    Average: lambda s: [s.out, to_tree(s.expression), list(s.arguments)],
+}
+_READERS: dict[str, Callable[..., Statement]] = {
+    "Product": lambda out, matrix, arg, transpose: Product(_text(out), _text(matrix), _text(arg), bool(transpose)),
+    "Map": lambda out, expression, arguments: Map(_text(out), from_tree(expression), tuple(map(_text, arguments))),
+    "Sum": lambda out, terms: Sum(_text(out), tuple((from_tree(c), _text(x)) for c, x in terms)),
+    "Average": lambda out, expression, arguments: Average(_text(out), from_tree(expression), tuple(map(_text, arguments))),
+}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no name")
+    return value
+
+
+def _guarded(field: str, build: Callable[[], T]) -> T:
+    """Whatever goes wrong in building means that the tree is not ours."""
+    try:
+        return build()
+    except FileFormatError:
+        raise
+    except Exception as error:
+        raise FileFormatError(
+            field, f"a description that cannot be read ({type(error).__name__}: {error})", f"a {field} written by tp_solver",
+            "the file is damaged or was not written by tp_solver",
+        ) from error  # fmt: skip
