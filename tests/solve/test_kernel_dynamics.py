@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
-from scipy.special import expit, softmax
+from scipy.special import expit, logsumexp, softmax
 
 from tp_solver.errors import BudgetError, InputError
 from tp_solver.program.losses import CrossEntropy, Logistic
@@ -29,7 +29,8 @@ def joined(k):
 
 def test_squared_error_is_the_explicit_iteration():
     """f(t + 1) = f(t) + K (y - f) / P and Cov(t + 1) = M Cov M^T, to rounding."""
-    k = dynamics(KERNEL, Y, GradientDescent(lr=1.0, steps=STEPS), START)
+    held = np.ones((TEST, 2))
+    k = dynamics(KERNEL, Y, GradientDescent(lr=1.0, steps=STEPS), START, y_test=held)
     f, cov = np.zeros((ALL, 2)), START
     step = np.eye(ALL)
     step[:, :P] -= KERNEL[:, :P] / P
@@ -37,6 +38,8 @@ def test_squared_error_is_the_explicit_iteration():
         assert joined(k)[t] == pytest.approx(f, abs=1e-12)
         for output in range(2):
             assert k.f_cov[t, :, :, output] == pytest.approx(cov, abs=1e-12)
+        assert k.loss[t] == pytest.approx(((f[:P] - Y) ** 2).sum() / (2 * P) + np.trace(cov[:P, :P]) / P, abs=1e-12)  # two outputs
+        assert k.loss_test[t] == pytest.approx(((f[P:] - held) ** 2).sum() / (2 * TEST) + np.trace(cov[P:, P:]) / TEST, abs=1e-12)
         f = f + KERNEL[:, :P] @ (Y - f[:P]) / P
         cov = step @ cov @ step.T
     assert not k.f_stderr.any() and k.first_bad is None
@@ -96,6 +99,7 @@ def test_sampled_covariance_agrees_with_the_closed_form(training, monkeypatch):
     monkeypatch.setattr(kernel_dynamics, "_is_affine", lambda *_: False)
     sampled = dynamics(KERNEL, Y, training, START, draws=4096)
     assert joined(sampled) == pytest.approx(joined(exact), abs=1e-8)  # the tolerance of the flow's integrator
+    assert np.all(np.abs(sampled.loss - exact.loss) <= 5 * sampled.loss_stderr + 1e-9) and sampled.loss_stderr.max() < 0.02
     variance, expected = (np.einsum("taak->tak", k.f_cov) for k in (sampled, exact))
     assert np.abs(variance - expected).max() <= 0.02 * expected.max()
     assert np.all(np.abs(variance - expected) <= 5 * sampled.variance_stderr + 1e-9)
@@ -110,14 +114,24 @@ def brute_force(slope, outputs, draws):
 
 
 @pytest.mark.parametrize(
-    ("loss", "y", "slope"),
+    ("loss", "y", "slope", "expected_loss"),
     [
-        (Logistic(), SIGNS, lambda f: -SIGNS[:, None] * expit(-SIGNS[:, None] * f)),
-        (CrossEntropy(), ONE_HOT, lambda f: softmax(f, axis=-1) - ONE_HOT),
+        (
+            Logistic(),
+            SIGNS,
+            lambda f: -SIGNS[:, None] * expit(-SIGNS[:, None] * f),
+            lambda f: np.logaddexp(0, -SIGNS * f[..., 0]),
+        ),
+        (
+            CrossEntropy(),
+            ONE_HOT,
+            lambda f: softmax(f, axis=-1) - ONE_HOT,
+            lambda f: logsumexp(f, axis=-1) - (ONE_HOT * f).sum(axis=-1),
+        ),
     ],
     ids=["logistic", "cross-entropy"],
 )
-def test_other_losses_against_brute_force(loss, y, slope):
+def test_other_losses_against_brute_force(loss, y, slope, expected_loss):
     """Mean and variance within four combined standard errors of independent pseudo-random draws, and those errors are small."""
     draws, outputs = 20_000, 1 if y.ndim == 1 else y.shape[1]
     f = brute_force(slope, outputs, draws)
@@ -127,6 +141,10 @@ def test_other_losses_against_brute_force(loss, y, slope):
     variance_error = np.hypot(((f - mean) ** 2).std(axis=0) / np.sqrt(draws), k.variance_stderr[-1])
     assert np.all(np.abs(joined(k)[-1] - mean) <= 4 * mean_error)
     assert np.all(np.abs(np.einsum("aak->ak", k.f_cov[-1]) - variance) <= 4 * variance_error)
+    value = expected_loss(f[:, :P])
+    loss_error = np.hypot(value.mean(axis=1).std() / np.sqrt(draws), k.loss_stderr[-1])
+    assert abs(k.loss[-1] - value.mean()) <= 4 * loss_error < 0.02
+    assert np.isnan(k.loss_test).all()
     assert k.f_stderr.max() < 0.005 and k.variance_stderr.max() < 0.03 * variance.max()
 
 
@@ -186,6 +204,7 @@ def test_divergence_is_reported():
         ({"y": np.ones(ALL + 1)}, "y"),
         ({"training": GradientDescent}, "training"),
         ({"f0_covariance": np.eye(P)}, "f0_covariance"),
+        ({"y_test": np.ones((TEST + 1, 2))}, "y_test"),
         ({"draws": 3}, "draws"),
         ({"seed": -1}, "seed"),
     ],

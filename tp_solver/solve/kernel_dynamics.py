@@ -40,6 +40,8 @@ class KernelTrajectory:
         f_cov: covariance over all points of each output, (T + 1, Pa, Pa, K).
         f_stderr: Monte-Carlo standard error of the mean on all points, (T + 1, Pa, K); zero where exact.
         variance_stderr: the same of the diagonal of ``f_cov``.
+        loss, loss_test: mean over initial functions and over training (test) points of the loss, (T + 1,); NaN without test labels.
+        loss_stderr, loss_test_stderr: their Monte-Carlo standard errors, zero where exact.
         first_bad: the first row that is not finite (a diverging run), or None.
     """
 
@@ -48,6 +50,10 @@ class KernelTrajectory:
     f_cov: np.ndarray
     f_stderr: np.ndarray
     variance_stderr: np.ndarray
+    loss: np.ndarray
+    loss_test: np.ndarray
+    loss_stderr: np.ndarray
+    loss_test_stderr: np.ndarray
     first_bad: int | None
 
 
@@ -58,6 +64,7 @@ def dynamics(
     f0_covariance: np.ndarray | None = None,
     draws: int = 2048,
     seed: int = 0,
+    y_test: np.ndarray | None = None,
 ) -> KernelTrajectory:
     """Mean and covariance of f in the kernel regime.
 
@@ -75,6 +82,7 @@ def dynamics(
             (for squared error its mean is the mean at every gamma0).
         draws: number of initial functions for losses without a closed form, rounded up to 16 times a power of two.
         seed: of the scramblings.
+        y_test: targets of the other points, for ``loss_test`` only, (Pa - P,) or (Pa - P, K).
 
     Raises:
         InputError: for malformed arrays. BudgetError: if the covariances would not fit.
@@ -86,6 +94,15 @@ def dynamics(
     if points > all_points:
         raise InputError("y", f"{points} labels", f"at most {all_points}, the points of the kernel", "training points come first")
     checks.instance("training", training, (GradientDescent, GradientFlow), "a training rule", "tp.GradientDescent(lr=0.1, steps=100)")
+    labels = y
+    if y_test is not None:
+        held = checks.array("y_test", y_test, ndim=(1, 2), hint="y_test is (Pa - P,) or (Pa - P, K)")
+        held = held.reshape(len(held), -1)
+        if held.shape != (all_points - points, y.shape[1]):
+            raise InputError(
+                "y_test", f"shape {held.shape}", f"shape {(all_points - points, y.shape[1])}", "one row per other point of the kernel"
+            )
+        labels = np.concatenate([y, held])
     draws = checks.integer("draws", draws, minimum=2 * REPLICATES)
     seed = checks.integer("seed", seed, minimum=0)
     covariance = np.zeros_like(kernel) if f0_covariance is None else _symmetric("f0_covariance", f0_covariance)
@@ -98,9 +115,10 @@ def dynamics(
         raise BudgetError(
             "f_cov", f"{stored / 2**30:.1f} GiB", f"at most {MEMORY / 2**30:.0f} GiB", "fewer steps or test points, or a centred run"
         )
+    start = None if f0_covariance is None else covariance
     if affine:
-        return _affine(kernel, y, training, None if f0_covariance is None else covariance)
-    return _sampled(kernel, y, training, None if f0_covariance is None else covariance, draws, seed)
+        return _affine(kernel, y, labels, training, start)
+    return _sampled(kernel, y, labels, training, start, draws, seed)
 
 
 def _symmetric(field: str, value: np.ndarray) -> np.ndarray:
@@ -133,7 +151,7 @@ def _filters(training: Training, eigenvalues: np.ndarray) -> np.ndarray:
     return np.stack(sums)
 
 
-def _affine(kernel: np.ndarray, y: np.ndarray, training: Training, covariance: np.ndarray | None) -> KernelTrajectory:
+def _affine(kernel: np.ndarray, y: np.ndarray, labels: np.ndarray, training: Training, covariance: np.ndarray | None) -> KernelTrajectory:
     """f(t) = f_0 + K p^(1/2) U g(t) U^T p^(1/2) (y - f_0), with p^(1/2) K p^(1/2) = U Lambda U^T on the training points."""
     points, all_points = len(y), len(kernel)
     root = points**-0.5
@@ -146,8 +164,37 @@ def _affine(kernel: np.ndarray, y: np.ndarray, training: Training, covariance: n
         f_cov = np.broadcast_to(0.0, shape)
         if covariance is not None:
             f_cov = np.broadcast_to(np.stack(list(_propagated(reach, filters, root * vectors, covariance)))[..., None], shape)
-    zero = np.broadcast_to(0.0, f.shape)
-    return KernelTrajectory(f[:, :points], f[:, points:], f_cov, zero, zero, _first_bad(f, f_cov))
+        # the loss is quadratic with unit curvature
+        with jax.enable_x64(True):
+            losses = np.asarray(_losses(training.loss, labels)(jnp.asarray(f)))
+        losses = losses + np.einsum("taak->ta", f_cov)[:, : len(labels)] / 2
+    return _exact(f, f_cov, losses, points)
+
+
+def _exact(f: np.ndarray, f_cov: np.ndarray, losses: np.ndarray, points: int) -> KernelTrajectory:
+    """A trajectory without sampling error."""
+    none, zero = np.broadcast_to(0.0, f.shape), np.zeros(len(f))
+    train, test = _split(losses, points)
+    return KernelTrajectory(f[:, :points], f[:, points:], f_cov, none, none, train, test, zero, zero, _first_bad(f, f_cov))
+
+
+def _split(losses: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means over training and over test points of (..., points), NaN where there are no test labels."""
+    train, test = losses[..., :points].mean(axis=-1), losses[..., points:]
+    return train, test.mean(axis=-1) if test.shape[-1] else np.full(train.shape, np.nan)
+
+
+def _losses(loss: Loss, labels: np.ndarray) -> Callable[[jax.Array], jax.Array]:
+    """f (n, Pa, K) -> loss of every labelled point, (n, points)."""
+    outputs = labels.shape[1]
+    f_symbols, y_symbols, value, _ = gradient(loss, outputs)
+    compiled = lower(value, (*f_symbols, *y_symbols))
+
+    def losses(f: jax.Array) -> jax.Array:
+        f = f[:, : len(labels)]
+        return jnp.broadcast_to(compiled(*(f[..., k] for k in range(outputs)), *(labels[:, k] for k in range(outputs))), f.shape[:2])
+
+    return losses
 
 
 def _propagated(reach: np.ndarray, filters: np.ndarray, columns: np.ndarray, covariance: np.ndarray) -> Iterator[np.ndarray]:
@@ -159,28 +206,39 @@ def _propagated(reach: np.ndarray, filters: np.ndarray, columns: np.ndarray, cov
 
 
 def _sampled(
-    kernel: np.ndarray, y: np.ndarray, training: Training, covariance: np.ndarray | None, draws: int, seed: int
+    kernel: np.ndarray, y: np.ndarray, labels: np.ndarray, training: Training, covariance: np.ndarray | None, draws: int, seed: int
 ) -> KernelTrajectory:
     """Mean and covariance over draws of the initial function; one draw, zero, where it is not random."""
     points, all_points = len(y), len(kernel)
+    run = _runner(kernel, y, training, _summary(_losses(training.loss, labels), covariance is not None))
     if covariance is None:
-        f = _runner(kernel, y, training, lambda now: now[0])(np.zeros((1, all_points, y.shape[1])))
-        nothing = np.broadcast_to(0.0, (*f.shape[:2], all_points, f.shape[2]))
-        zero = np.broadcast_to(0.0, f.shape)
-        return KernelTrajectory(f[:, :points], f[:, points:], nothing, zero, zero, _first_bad(f, nothing))
-    run = _runner(kernel, y, training, _summary)
-    means, squares, second = [], [], np.zeros(())
+        f, _, losses = run(np.zeros((1, all_points, y.shape[1])))
+        return _exact(f, np.broadcast_to(0.0, (*f.shape[:2], all_points, f.shape[2])), losses, points)
+    means, squares, losses_, second = [], [], [], np.zeros(())
     for start in _initial(covariance, y.shape[1], draws, seed):
-        moments = run(start)
-        means.append(moments[:, 0])
-        squares.append(np.einsum("taak->tak", moments[:, 1:]))
-        second = second + moments[:, 1:] / REPLICATES
-    mean = np.mean(means, axis=0)
-    f_cov = second - mean[:, :, None] * mean[:, None]
+        mean, square, loss = run(start)
+        means.append(mean)
+        squares.append(np.einsum("taak->tak", square))
+        losses_.append(loss)
+        second = second + square / REPLICATES
+    f = np.mean(means, axis=0)
+    f_cov = second - f[:, :, None] * f[:, None]
     # variances about the common mean, so that the average over replicates is the reported one
-    spread = np.stack(squares) - 2 * np.stack(means) * mean + mean**2
-    error = [np.std(v, axis=0, ddof=1) / np.sqrt(REPLICATES) for v in (np.stack(means), spread)]
-    return KernelTrajectory(mean[:, :points], mean[:, points:], f_cov, error[0], error[1], _first_bad(mean, f_cov))
+    spread = np.stack(squares) - 2 * np.stack(means) * f + f**2
+    train, test = _split(np.stack(losses_), points)
+    error = [np.std(v, axis=0, ddof=1) / np.sqrt(REPLICATES) for v in (np.stack(means), spread, train, test)]
+    return KernelTrajectory(
+        f[:, :points],
+        f[:, points:],
+        f_cov,
+        error[0],
+        error[1],
+        train.mean(axis=0),
+        test.mean(axis=0),
+        error[2],
+        error[3],
+        _first_bad(f, f_cov),
+    )
 
 
 def _initial(covariance: np.ndarray, outputs: int, draws: int, seed: int) -> Iterator[np.ndarray]:
@@ -200,10 +258,17 @@ def _initial(covariance: np.ndarray, outputs: int, draws: int, seed: int) -> Ite
         yield np.concatenate([f, -f])
 
 
-def _summary(f: jax.Array) -> jax.Array:
-    """Mean and raw second moments over draws: (1 + Pa, Pa, K)."""
-    second = jnp.einsum("nak,nbk->abk", f, f) / len(f)
-    return jnp.concatenate([jnp.mean(f, axis=0)[None], second])
+Report = Callable[[jax.Array], tuple[jax.Array, ...]]
+
+
+def _summary(losses: Callable[[jax.Array], jax.Array], random: bool) -> Report:
+    """Means over draws of f (Pa, K), of its products (Pa, Pa, K; none where f is not random), and of the losses (points,)."""
+
+    def summary(f: jax.Array) -> tuple[jax.Array, ...]:
+        second = jnp.einsum("nak,nbk->abk", f, f) / len(f) if random else jnp.zeros(())
+        return jnp.mean(f, axis=0), second, jnp.mean(losses(f), axis=0)
+
+    return summary
 
 
 def _velocity(kernel: np.ndarray, y: np.ndarray, loss: Loss) -> Callable[[jax.Array], jax.Array]:
@@ -222,51 +287,52 @@ def _velocity(kernel: np.ndarray, y: np.ndarray, loss: Loss) -> Callable[[jax.Ar
     return velocity
 
 
-Run = Callable[[np.ndarray], np.ndarray]
-"""Initial functions (n, Pa, K) -> what is reported of them at every time, stacked along a leading axis (T + 1)."""
+Run = Callable[[np.ndarray], tuple[np.ndarray, ...]]
+"""Initial functions (n, Pa, K) -> what is reported of them at every time, each stacked along a leading axis (T + 1)."""
 
 
-def _runner(kernel: np.ndarray, y: np.ndarray, training: Training, report: Callable[[jax.Array], jax.Array]) -> Run:
+def _runner(kernel: np.ndarray, y: np.ndarray, training: Training, report: Report) -> Run:
     """The compiled dynamics, to be run from several sets of initial functions."""
     velocity = _velocity(kernel, y, training.loss)
     return _flow(velocity, training, report) if isinstance(training, GradientFlow) else _descent(velocity, training, report)
 
 
-def _descent(velocity: Callable, training: GradientDescent, report: Callable) -> Run:
+def _descent(velocity: Callable, training: GradientDescent, report: Report) -> Run:
     step = jax.jit(lambda f: (f + velocity(f), report(f)))
 
-    def run(start: np.ndarray) -> np.ndarray:
+    def run(start: np.ndarray) -> tuple[np.ndarray, ...]:
         rows = []
         with jax.enable_x64(True):
             f = jnp.asarray(start)
             for _ in range(training.steps + 1):
                 f, row = step(f)
-                rows.append(np.asarray(row))
-        return np.stack(rows)
+                rows.append(row)
+            return tuple(np.stack(part) for part in zip(*rows, strict=True))
 
     return run
 
 
-def _flow(velocity: Callable, training: GradientFlow, report: Callable) -> Run:
+def _flow(velocity: Callable, training: GradientFlow, report: Report) -> Run:
     from scipy.integrate import DOP853
 
     times = np.linspace(0.0, training.time, training.steps + 1)
     slope, summary = jax.jit(velocity), jax.jit(report)
 
-    def run(start: np.ndarray) -> np.ndarray:
+    def run(start: np.ndarray) -> tuple[np.ndarray, ...]:
         def field(_: float, f: np.ndarray) -> np.ndarray:
             return np.asarray(slope(f.reshape(start.shape))).reshape(-1)
 
         with jax.enable_x64(True):
-            rows = [np.asarray(summary(start))]
+            rows = [summary(start)]
             solver = DOP853(field, 0.0, start.reshape(-1), training.time, rtol=RTOL, atol=ATOL)
             while solver.status == "running":
                 solver.step()
                 due = times[len(rows) :][times[len(rows) :] <= solver.t]
                 if solver.status != "failed" and len(due):
                     between = solver.dense_output()
-                    rows += [np.asarray(summary(between(t).reshape(start.shape))) for t in due]
-        return np.stack(rows + [np.full_like(rows[0], np.nan)] * (len(times) - len(rows)))
+                    rows += [summary(between(t).reshape(start.shape)) for t in due]
+            rows += [tuple(np.full_like(part, np.nan) for part in rows[0])] * (len(times) - len(rows))
+            return tuple(np.stack(part) for part in zip(*rows, strict=True))
 
     return run
 
