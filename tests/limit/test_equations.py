@@ -296,3 +296,19 @@ def test_deriving_is_fast():
     start = time.process_time()
     limit(mlp(3, tanh), muP, DESCENT)
     assert time.process_time() - start < 1.0  # measured 0.1 s
+
+
+def test_constants_and_shared_fields_in_the_kernel_recursion():
+    w0, w1, last = input_matrix("W0"), hidden_matrix("W1"), readout("W2")
+    doubled = limit(program(lambda x: last @ (2 * tanh(w1 @ tanh(w0 @ x)))), ntk, DESCENT)
+    slopes = Expectation(Entrywise("phi", 1, Field("h", (2,), (MU,))) * Entrywise("phi", 1, Field("h", (2,), (NU,))))
+    assert doubled["G", 2].rhs == 4 * slopes
+
+    def two_heads(x):
+        h = w0 @ x
+        return last @ (tanh(h) + relu(h))
+
+    shared = limit(program(two_heads), ntk, DESCENT)
+    assert shared["h", 2] is shared["h", 1]  # two activations of one field
+    terms = sp.Add.make_args(shared["G", 1].rhs)
+    assert len(terms) == 4 and all(isinstance(t, Expectation) for t in terms)

@@ -17,6 +17,9 @@ from tp_solver.symbols.equation import Equation, Key, Kind
 from tp_solver.symbols.notation import MU, NU, Expectation, Kernel, Observable, S, T
 
 
+_SAME = "The adjoint of this pre-activation and that of the activation on the right are one variable."
+
+
 def fields(reading: Reading) -> Iterator[Equation]:
     """One equation per variable that has a name of its own."""
     names = reading.names
@@ -28,9 +31,9 @@ def fields(reading: Reading) -> Iterator[Equation]:
         rhs = reading.definition(s.out, MU, reading.now)
         yield Equation(names.key(s.out), names.node(s.out, MU, reading.now), rhs, Kind.FIELD, why(reading, s))
     for variable in (v for v in names.g if v in names.z):
-        # phi is linear: the adjoints of activation and pre-activation are one variable
+        # as for a linear phi: no statement stands between the adjoints of an activation and of a pre-activation
         g = notation.Field("g", (names.g[variable],), (MU,), () if reading.initial else (T,))
-        yield Equation(("g", names.g[variable]), g, names.node(variable, MU, reading.now), Kind.FIELD, "phi' = 1.")
+        yield Equation(("g", names.g[variable]), g, names.node(variable, MU, reading.now), Kind.FIELD, _SAME)
 
 
 def _column(reading: Reading) -> Equation:

@@ -128,13 +128,14 @@ class Entrywise(sp.Expr):
 
 
 class Expectation(sp.Expr):
-    """The average over the sites, a number: ``< ... >``."""
+    """The average over the sites, a number: ``< ... >``; constant factors stand before it."""
 
     is_commutative = True
 
     def __new__(cls, argument: Any) -> sp.Expr:
         argument = sp.sympify(argument)
-        return argument if argument.is_number else super().__new__(cls, argument)
+        constant, varying = argument.as_independent(Quantity, Entrywise, Response, as_Add=False)
+        return constant if varying == 1 else constant * super().__new__(cls, varying)
 
     def _eval_is_real(self) -> bool:
         return True
