@@ -27,8 +27,9 @@ FLOORS = {
     "numerics": {"errors", "checks", "symbols", "elementwise"},
     "program": {"errors", "checks", "symbols"},
     "limit": {"errors", "checks", "symbols", "program"},
-    "solve": {"errors", "checks", "symbols", "elementwise", "numerics", "program", "limit"},
     "finite": {"errors", "checks", "symbols", "elementwise", "numerics", "program"},
+    "storage": {"errors", "checks", "program", "finite"},
+    "solve": {"errors", "checks", "symbols", "elementwise", "numerics", "program", "limit", "storage"},
 }
 """What each floor may import besides itself; the files on top (compare, plot, report, cli) may import everything."""
 
