@@ -16,7 +16,6 @@ from tp_solver.symbols import notation
 from tp_solver.symbols.equation import Equation, Key, Kind
 from tp_solver.symbols.notation import MU, NU, Expectation, Kernel, Observable, S, T
 
-
 _SAME = "The adjoint of this pre-activation and that of the activation on the right are one variable."
 
 
