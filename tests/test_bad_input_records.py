@@ -76,6 +76,11 @@ def test_comparing_different_runs(ensemble, solution, must_be_answered):
     must_be_answered(lambda: tp.compare(solution, solution), "ens", "solution of")
 
 
+def test_asking_a_comparison_for_what_it_does_not_hold(ensemble, solution, must_be_answered):
+    comparison = tp.compare(solution, ensemble)
+    must_be_answered(lambda: comparison["lsos"], "quantity", "'lsos'")
+
+
 def test_files_that_are_none_of_ours(tmp_path, solution, must_be_answered):
     saved = tmp_path / "sol.npz"
     solution.save(saved)
