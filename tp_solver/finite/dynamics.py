@@ -76,7 +76,7 @@ class Rule:
     copies: int
 
 
-DESCENT = Rule(descent, 2)
+DESCENT = Rule(descent, 1)
 RUNGE_KUTTA = Rule(runge_kutta, 5)
 
 
@@ -84,27 +84,36 @@ def _loss(net: Net, weights: Weights, base: Base, numbers: Numbers, data: Data) 
     return jnp.mean(net.point_loss(net.predict(weights, numbers, data.X) - base.f, data.y))
 
 
-def _row(net: Net, weights: Weights, base: Base, numbers: Numbers, data: Data) -> Rows:
+def _training_row(net: Net, weights: Weights, base: Base, numbers: Numbers, data: Data) -> Rows:
     f = net.predict(weights, numbers, data.X) - base.f
-    out = {"f": f, "loss": jnp.mean(net.point_loss(f, data.y))}
-    if data.X_test is not None and base.f_test is not None:
-        out["f_test"] = net.predict(weights, numbers, data.X_test) - base.f_test
-        if data.y_test is not None:
-            out["loss_test"] = jnp.mean(net.point_loss(out["f_test"], data.y_test))
-    return out
+    return {"f": f, "loss": jnp.mean(net.point_loss(f, data.y))}
+
+
+def _test_row(net: Net, weights: Weights, base: Base, numbers: Numbers, data: Data) -> Rows:
+    if data.X_test is None or base.f_test is None:
+        return {}
+    f = net.predict(weights, numbers, data.X_test) - base.f_test
+    return {"f_test": f} if data.y_test is None else {"f_test": f, "loss_test": jnp.mean(net.point_loss(f, data.y_test))}
 
 
 @partial(jax.jit, static_argnums=0)
 def row(net: Net, weights: Weights, base: Base, numbers: Numbers, data: Data) -> Rows:
     """Predictions and losses of the nets as they are: ``f`` (lanes, P, K), ``loss`` (lanes,), and the same for test points."""
-    return jax.vmap(lambda w, b: _row(net, w, b, numbers, data))(weights, base)
+
+    def one(w: Weights, base: Base) -> Rows:
+        return _training_row(net, w, base, numbers, data) | _test_row(net, w, base, numbers, data)
+
+    return jax.vmap(one)(weights, base)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
 def advance(
     net: Net, rule: Rule, weights: Weights, rows: Rows, base: Base, numbers: Numbers, data: Data, clock: Clock, start: Any, stop: Any
 ) -> tuple[Weights, Rows]:
-    """Train from row ``start`` to row ``stop``, writing rows start..stop-1. One compilation serves all lengths."""
+    """Train from row ``start`` to row ``stop``, writing rows start..stop-1 (test points: start+1..stop).
+
+    One compilation serves all lengths.
+    """
     first = [m.name for m in net.program.matrices if m.role.domain is Space.DATA]
 
     def one(weights: Weights, rows: Rows, base: Base) -> tuple[Weights, Rows]:
@@ -117,8 +126,11 @@ def advance(
 
         def body(t: Array, state: tuple[Weights, Rows]) -> tuple[Weights, Rows]:
             w, rows = state
-            now = _row(net, w, base, numbers, data)
-            return rule.move(velocity, w, clock), {k: rows[k].at[t].set(now[k]) for k in rows}
+            new = rule.move(velocity, w, clock)
+            # Test points meet the new weights: read after the update, the old ones need no copy.
+            now = {k: (t, v) for k, v in _training_row(net, w, base, numbers, data).items()}
+            now |= {k: (t + 1, v) for k, v in _test_row(net, new, base, numbers, data).items()}
+            return new, {k: rows[k].at[at].set(v) for k, (at, v) in now.items()}
 
         return jax.lax.fori_loop(start, stop, body, (weights, rows))
 

@@ -90,7 +90,10 @@ class Experiment:
             shape = self.net.shape(m.name, width, self.task.D)
             lanes = np.empty((len(labels), *shape), self.dtype)
             for lane, label in zip(lanes, labels, strict=True):
-                lane[...] = deviation * np.random.default_rng([self.seed, width, label, j]).standard_normal(shape)
+                draws = np.random.default_rng([self.seed, width, label, j]).standard_normal(shape)
+                draws *= deviation
+                lane[...] = draws
+                del draws  # a second copy of the largest array would set the peak of memory
             out[m.name] = jnp.array(lanes)
         return out
 
@@ -242,7 +245,7 @@ def march(
     net, steps, data = experiment.net, experiment.training.steps, experiment.data
     numbers, weights = experiment.numbers(width), experiment.draw(width, labels)
     base = _base(experiment, weights, numbers, data)
-    rows = _empty_rows(experiment, len(labels))
+    rows = _first_row(experiment, dynamics.row(net, weights, base, numbers, data))
     looks: list[T] = []
     now = 0
     for target in (*times, steps):
@@ -282,15 +285,13 @@ def _blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def _empty_rows(experiment: Experiment, count: int) -> Rows:
-    # Room is a power of two, so that few different numbers of steps need a compilation of their own.
-    task, K, room = experiment.task, experiment.net.outputs, max(64, 1 << experiment.training.steps.bit_length())
-    shapes: dict[str, tuple[int, ...]] = {"f": (room, task.P, K), "loss": (room,)}
-    if task.X_test is not None:
-        shapes["f_test"] = (room, len(task.X_test), K)
-        if task.y_test is not None:
-            shapes["loss_test"] = (room,)
-    return {name: jnp.array(np.full((count, *shape), np.nan, experiment.dtype)) for name, shape in shapes.items()}
+def _first_row(experiment: Experiment, first: Rows) -> Rows:
+    """Arrays for all rows, holding the first; room is a power of two, so that one compilation serves many numbers of steps."""
+    room = max(64, 1 << experiment.training.steps.bit_length())
+    rows = {name: np.full((len(v), room, *v.shape[1:]), np.nan, experiment.dtype) for name, v in first.items()}
+    for name, v in first.items():
+        rows[name][:, 0] = v
+    return {name: jnp.array(v) for name, v in rows.items()}
 
 
 def clock_of(experiment: Experiment, width: int) -> Clock:
