@@ -12,14 +12,14 @@ import jax.numpy as jnp
 
 
 class Basis(NamedTuple):
-    """Orthonormal rows (capacity, S), zero beyond ``count``, and the scale that the tolerance refers to.
+    """Orthonormal rows (capacity, S), zero beyond ``used``, and the scale that the tolerance refers to.
 
-    ``count`` may exceed the capacity: then directions were lost, and the step that lost them has to be repeated with more
+    ``used`` may exceed the capacity: then directions were lost, and the step that lost them has to be repeated with more
     room (the caller checks).
     """
 
     rows: jax.Array
-    count: jax.Array
+    used: jax.Array
     scale: jax.Array
 
     @staticmethod
@@ -43,7 +43,7 @@ def extend(basis: Basis, vectors: jax.Array, tol: float) -> tuple[Basis, jax.Arr
     capacity, sites = basis.rows.shape
     squares = jnp.mean(vectors * vectors, axis=1)
     present = jnp.max(squares)
-    scale = jnp.where(basis.count == 0, present, basis.scale)
+    scale = jnp.where(basis.used == 0, present, basis.scale)
     threshold = tol * jnp.maximum(present, 0.25 * scale)
     c = coordinates(basis, vectors)
     missing = jnp.sum(squares - jnp.sum(c * c, axis=1))
@@ -57,14 +57,14 @@ def extend(basis: Basis, vectors: jax.Array, tol: float) -> tuple[Basis, jax.Arr
         keep = values > threshold
         lengths = jnp.sqrt(jnp.where(keep, values, 1.0))
         fresh = (directions / lengths).T @ residual
-        slots = jnp.where(keep, basis.count + jnp.arange(len(values)), capacity)
+        slots = jnp.where(keep, basis.used + jnp.arange(len(values)), capacity)
         rows = basis.rows.at[slots].set(fresh, mode="drop")
         full = (c + correction).at[:, slots].set(jnp.where(keep, directions * lengths, 0.0), mode="drop")
-        return rows, basis.count + jnp.sum(keep, dtype=jnp.int32), full
+        return rows, basis.used + jnp.sum(keep, dtype=jnp.int32), full
 
     # the trace bounds the largest residual eigenvalue: below the threshold nothing can be appended
     rounding = 100 * jnp.finfo(vectors.dtype).eps * jnp.sum(squares)
-    rows, count, c = jax.lax.cond(missing > threshold - rounding, grown, lambda _: (basis.rows, basis.count, c), None)
+    rows, count, c = jax.lax.cond(missing > threshold - rounding, grown, lambda _: (basis.rows, basis.used, c), None)
     return Basis(rows, count, scale), c
 
 

@@ -20,7 +20,8 @@ def numeric_constants(theory: LimitEquations, dimension: int) -> tuple[dict[str,
     Raises:
         InputError: for constants that still hold symbols.
     """
-    scales, rates = {}, {}
+    scales: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for m in theory.program.matrices:
         limits = theory.spec.matrices[m.name]
         for what, expression, out in (("scale", limits.scale, scales), ("rate", limits.rate, rates)):

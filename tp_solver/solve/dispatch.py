@@ -58,7 +58,10 @@ def solve(
     task.targets(theory.training.loss)
     if theory.program.free_symbols:
         raise InputError(
-            "theory", f"the symbols {list(map(str, theory.program.free_symbols))}", "numbers for all coefficients", "net.bind({symbol: value})"
+            "theory",
+            f"the symbols {', '.join(map(str, theory.program.free_symbols))}",
+            "numbers for all coefficients",
+            "net.bind({symbol: value})",
         )
     with progress_bar(progress) as tick:
         if isinstance(chosen, March):
@@ -91,5 +94,7 @@ def _chosen(theory: LimitEquations, gamma0: float, method: Any) -> Method:
                 "method", method.name, f"'kernel' for the {theory.regime.value} regime", "leave method out: the regime chooses it"
             )
         if gamma0 == 0:
-            raise InputError("gamma0", gamma0, f"a number > 0 for method {method.name!r}", "gamma0 = 0 is the kernel limit: method='kernel'")
+            raise InputError(
+                "gamma0", gamma0, f"a number > 0 for method {method.name!r}", "gamma0 = 0 is the kernel limit: method='kernel'"
+            )
     return method

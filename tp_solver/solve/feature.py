@@ -13,68 +13,18 @@ import numpy as np
 from tp_solver.errors import ProgramError
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
-from tp_solver.program.losses import Loss
-from tp_solver.program.statements import Average, Map, Role, symbol
+from tp_solver.program.statements import Average, Map, symbol
 from tp_solver.program.task import Task
-from tp_solver.program.training import GradientDescent, GradientFlow
-from tp_solver.solve.constants import numeric_constants
-from tp_solver.solve.layout import Columns, Home, layout
-from tp_solver.solve.machine import input_coordinates, loss_and_error
-from tp_solver.solve.march import Batch, Setting
+from tp_solver.program.training import GradientFlow
+from tp_solver.solve.layout import Home
+from tp_solver.solve.machine import loss_and_error
 from tp_solver.solve.marched import MarchedKernels, final_ranks
 from tp_solver.solve.methods import Linear, March
+from tp_solver.solve.prepare import Prepared, prepare
 from tp_solver.solve.solution import Solution, Status
 from tp_solver.solve.trajectory import Trajectory, first_capacity, march
 
 Tick = Callable[[int, float, int], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A theory and a task made numeric."""
-
-    setting: Setting
-    columns: Columns
-    x: np.ndarray
-    test_inputs: tuple[np.ndarray, np.ndarray] | None
-    y: np.ndarray
-    y_test: np.ndarray | None
-    kernel_rates: dict[str, float]
-    rates: dict[str, float]
-    loss: Loss
-
-    def batch(self, gamma0: float, tol: float, dtype: Any) -> Batch:
-        """Runtime numbers of a step."""
-        P = len(self.x)
-        return Batch(
-            jnp.asarray(self.x, dtype),
-            jnp.asarray(self.y, dtype),
-            jnp.full(P, 1 / P, dtype),
-            jnp.asarray(gamma0, dtype),
-            jnp.asarray(tol, dtype),
-            {m: jnp.asarray(r, dtype) for m, r in self.rates.items()},
-            {m: jnp.asarray(r, dtype) for m, r in self.kernel_rates.items()},
-        )
-
-
-def prepare(theory: LimitEquations, task: Task, training: GradientDescent | None = None) -> Prepared:
-    """Numbers for everything that the march needs; ``training`` replaces the theory's (a refined gradient flow)."""
-    program, loss = theory.program, theory.training.loss
-    rule = training or theory.training
-    lr = rule.rates(program) if isinstance(rule, GradientDescent) else {m.name: 1.0 for m in program.matrices}
-    scales, kernel_rates = numeric_constants(theory, task.D)
-    y, y_test = task.targets(loss)
-    x, x_test, rest = input_coordinates(task.X, task.X_test)
-    test_inputs = None if x_test is None or rest is None else (x_test, rest)
-    inputs = {m.name: x.shape[1] for m in program.matrices if m.role is Role.INPUT}
-    inputs |= {m.name: 1 for m in program.matrices if m.role is Role.BIAS}
-    plan = layout(program)
-    return Prepared(
-        Setting(plan, loss, task.scalar(loss) or y.shape[1] == 1),
-        Columns(plan, scales, inputs, y.shape[1]),
-        x, test_inputs, y, y_test, kernel_rates,
-        {m: lr[m] * r for m, r in kernel_rates.items()}, loss,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,7 +38,7 @@ class Runs:
         """(replicates, times, ...), cut to the shortest replicate."""
         values = [getattr(tr, name) for tr in self.trajectories]
         rows = min(len(v) for v in values)
-        return np.array([v[:rows : self.stride] for v in values])
+        return np.array([v[: rows : self.stride] for v in values])
 
 
 def solve_march(
@@ -138,14 +88,17 @@ def solve_march(
         if healthy and method.bias:
             others["finite samples"] = runs(few, max(64, samples // 2 // 2 * 2), tol, fine)
             others["truncation"] = runs(few, samples, min(1.0, 4 * tol), fine)
-        values, errors = _estimates(main, others, prepared, flow)
+        values, errors = _estimates(main, others, prepared)
     kernels = MarchedKernels(prepared.setting, prepared.columns, main.trajectories, main.stride, np.asarray(task.X), gamma0)
     status, message = _outcome(main, samples, healthy)
     details = {
-        "ranks": final_ranks(main.trajectories), "tolerance": tol, "samples": samples, "replicates": len(main.trajectories),
+        "ranks": final_ranks(main.trajectories),
+        "tolerance": tol,
+        "samples": samples,
+        "replicates": len(main.trajectories),
         "transfer identity": float(max((tr.identity.max() for tr in main.trajectories if len(tr.identity)), default=np.nan)),
-        "biases": {k: float(np.sqrt(np.mean((r.series("f").mean(0) - values["raw f"][: r.series("f").shape[1]]) ** 2))) for k, r in others.items()},
-    }  # fmt: skip
+        "biases": {kind: float(np.sqrt(np.mean(_shift(main.series("f"), r.series("f")) ** 2))) for kind, r in others.items()},
+    }
     return _solution(theory, task, gamma0, method.name, values, errors, kernels, status, message, details)
 
 
@@ -179,7 +132,7 @@ def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Line
         main = runs(method.substeps * 2 if flow else 1)
         healthy = main.trajectories[0].first_bad is None
         others = {"step size": runs(method.substeps)} if flow and healthy else {}
-        values, errors = _estimates(main, others, prepared, flow)
+        values, errors = _estimates(main, others, prepared)
     kernels = MarchedKernels(prepared.setting, prepared.columns, main.trajectories, main.stride, np.asarray(task.X), gamma0)
     status, message = _outcome(main, None, healthy)
     details = {"ranks": final_ranks(main.trajectories), "tolerance": EXACT_TOL}
@@ -190,30 +143,39 @@ EXACT_TOL = 1e-15
 """Share of the squared size below which a direction is rounding noise."""
 
 
-def _estimates(main: Runs, others: dict[str, Runs], prepared: Prepared, flow: bool) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Values and standard errors of f, loss, f_test, loss_test, each with an output axis."""
+def _estimates(main: Runs, others: dict[str, Runs], prepared: Prepared) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Values and standard errors of f, loss, f_test, loss_test, each f with an output axis."""
     values: dict[str, np.ndarray] = {}
     errors: dict[str, np.ndarray] = {}
-    has_test = main.trajectories[0].f_new is not None
-    for name, source in (("f", "f"), ("loss", "loss"), *((("f_test", "f_new"), ("loss_test", "f_new")) if has_test else ())):
-
-        def series(runs: Runs, name: str = name, source: str = source) -> np.ndarray:
-            raw = runs.series(source)
-            return _test_loss(raw, prepared) if name == "loss_test" else raw
-
-        if name == "loss_test" and prepared.y_test is None:
-            continue
-        samples = series(main)
+    others_series = {kind: _series(runs, prepared) for kind, runs in others.items()}
+    for name, samples in _series(main, prepared).items():
         value = samples.mean(axis=0)
-        values[f"raw {name}"] = value
         variance = samples.var(axis=0, ddof=1) / len(samples) if len(samples) > 1 else np.zeros_like(value)
-        for kind, runs in others.items():
-            shift = series(runs).mean(axis=0) - samples[: len(runs.trajectories)].mean(axis=0)
+        for kind, series in others_series.items():
+            shift = _shift(samples, series[name])
             variance = variance + shift**2
             if kind == "step size":  # first order in the step: extrapolate, and keep the whole difference as its error
                 value = value - shift
         values[name], errors[name] = value, np.sqrt(variance)
     return values, errors
+
+
+def _shift(main: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Mean difference to the main runs of the same replicates."""
+    rows = min(main.shape[1], other.shape[1])
+    out = np.full(main.shape[1:], np.inf)
+    out[:rows] = other[:, :rows].mean(axis=0) - main[: len(other), :rows].mean(axis=0)
+    return out
+
+
+def _series(runs: Runs, prepared: Prepared) -> dict[str, np.ndarray]:
+    """What is reported, per replicate and time."""
+    out = {"f": runs.series("f"), "loss": runs.series("loss")}
+    if runs.trajectories[0].f_new is not None:
+        out["f_test"] = runs.series("f_new")
+        if prepared.y_test is not None:
+            out["loss_test"] = _test_loss(out["f_test"], prepared)
+    return out
 
 
 def _test_loss(f: np.ndarray, prepared: Prepared) -> np.ndarray:

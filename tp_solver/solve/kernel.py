@@ -11,13 +11,11 @@ import numpy as np
 from tp_solver.errors import RangeError
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.limit.regime import Regime
-from tp_solver.program.losses import gradient
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientDescent
 from tp_solver.solve.constants import numeric_constants
 from tp_solver.solve.kernel_dynamics import KernelTrajectory, dynamics
 from tp_solver.solve.kernel_propagation import InitialKernels, propagate
-from tp_solver.solve.machine import loss_and_error
 from tp_solver.solve.solution import Fields, Solution, Status
 
 
@@ -55,10 +53,12 @@ class StaticKernels:
         return self.tangent
 
     def fields(self, layer: int, t: int) -> Fields:
-        raise RangeError("fields", "a kernel-regime solution", "a solution that was sampled", "fields are Gaussian here, with covariance Phi")
+        raise RangeError(
+            "fields", "a kernel-regime solution", "a solution that was sampled", "fields are Gaussian here, with covariance Phi"
+        )
 
     def predict(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        trajectory, _ = _trajectory(self.theory, self.task, self.gamma0, X)
+        trajectory, _ = _trajectory(self.theory, self.task, self.gamma0, X, None)
         return trajectory.f_test[-1], trajectory.f_stderr[-1, self.task.P :]
 
     def stderr(self, name: str, args: tuple[int, ...]) -> np.ndarray:
@@ -72,7 +72,9 @@ class StaticKernels:
         return cls(arrays["Phi"], arrays["G"], arrays["tangent"], theory, task, gamma0)
 
 
-def _trajectory(theory: LimitEquations, task: Task, gamma0: float, X_test: np.ndarray | None) -> tuple[KernelTrajectory, InitialKernels]:
+def _trajectory(
+    theory: LimitEquations, task: Task, gamma0: float, X_test: np.ndarray | None, y_test: np.ndarray | None
+) -> tuple[KernelTrajectory, InitialKernels]:
     """Dynamics on training and other points; lr enters per matrix."""
     program = theory.program
     scales, rates = numeric_constants(theory, task.D)
@@ -83,7 +85,7 @@ def _trajectory(theory: LimitEquations, task: Task, gamma0: float, X_test: np.nd
     kernel = np.sum([lr[m] * part for m, part in initial.parts.items()], axis=0)
     y, _ = task.targets(training.loss)
     random = theory.spec.random_output and gamma0 > 0
-    return dynamics(kernel, y, training, initial.output_covariance / gamma0**2 if random else None), initial
+    return dynamics(kernel, y, training, initial.output_covariance / gamma0**2 if random else None, y_test=y_test), initial
 
 
 def solve_kernel(theory: LimitEquations, task: Task, gamma0: float) -> Solution:
@@ -91,20 +93,20 @@ def solve_kernel(theory: LimitEquations, task: Task, gamma0: float) -> Solution:
 
     For a random initial function ``f`` is the mean and ``f_cov`` the covariance; at gamma0 = 0 the dynamics is centred.
     """
-    trajectory, initial = _trajectory(theory, task, gamma0, task.X_test)
     P, loss = task.P, theory.training.loss
-    y, y_test = task.targets(loss)
+    _, y_test = task.targets(loss)
+    trajectory, initial = _trajectory(theory, task, gamma0, task.X_test, y_test)
     squeeze = task.scalar(loss)
 
     def shown(f: np.ndarray) -> np.ndarray:
         return f[..., 0] if squeeze else f
 
     values, errors = {"f": shown(trajectory.f)}, {"f": shown(trajectory.f_stderr[:, :P])}
-    values["loss"], errors["loss"] = _expected_loss(trajectory, y, slice(0, P), theory)
+    values["loss"], errors["loss"] = trajectory.loss, trajectory.loss_stderr
     if task.X_test is not None:
         values["f_test"], errors["f_test"] = shown(trajectory.f_test), shown(trajectory.f_stderr[:, P:])
         if y_test is not None:
-            values["loss_test"], errors["loss_test"] = _expected_loss(trajectory, y_test, slice(P, None), theory)
+            values["loss_test"], errors["loss_test"] = trajectory.loss_test, trajectory.loss_test_stderr
     kernels = StaticKernels(
         np.array([k[:P, :P] for k in initial.Phi]), np.array([k[:P, :P] for k in initial.G]), initial.ntk[:P, :P], theory, task, gamma0
     )
@@ -130,42 +132,3 @@ def solve_kernel(theory: LimitEquations, task: Task, gamma0: float) -> Solution:
         message + (", the limit gamma0 -> 0" if lazy else ""),
         f_cov=covariance if theory.spec.random_output else None,
     )
-
-
-def _expected_loss(
-    trajectory: KernelTrajectory, y: np.ndarray, rows: slice, theory: LimitEquations
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean loss per point over the random initial function, (T + 1,), and its standard error.
-
-    To second order in the fluctuations of f, which is exact for squared error.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    f = np.concatenate([trajectory.f, trajectory.f_test], axis=1)[:, rows]
-    points = f.shape[1]
-    loss = theory.training.loss
-    with jax.enable_x64(True):
-        flat, labels = f.reshape(-1, f.shape[-1]), np.tile(y, (len(f), 1))
-        per_point, error = loss_and_error(loss, jnp.asarray(flat), jnp.asarray(labels))
-    value = np.asarray(per_point).reshape(len(f), points).mean(axis=1)
-    variance = np.diagonal(trajectory.f_cov, axis1=1, axis2=2)[:, :, rows].transpose(0, 2, 1)
-    value = value + 0.5 * np.mean(np.sum(_curvature(loss, flat, labels).reshape(f.shape) * variance, axis=2), axis=1)
-    slope = np.asarray(error).reshape(f.shape)
-    stderr = np.sqrt(np.sum((slope * trajectory.f_stderr[:, rows]) ** 2, axis=(1, 2))) / points
-    return value, stderr
-
-
-def _curvature(loss: Any, f: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Second derivatives d2 l / df_k^2, from the loss's one expression."""
-    import jax
-    import jax.numpy as jnp
-    import sympy as sp
-
-    from tp_solver.elementwise import lower
-
-    fs, ys, _, slopes = gradient(loss, f.shape[1])
-    with jax.enable_x64(True):
-        columns = [jnp.asarray(c) for c in (*f.T, *y.T)]
-        rows = [np.broadcast_to(np.asarray(lower(sp.diff(s, v), (*fs, *ys))(*columns)), len(f)) for s, v in zip(slopes, fs, strict=True)]
-    return np.stack(rows, axis=1)

@@ -124,7 +124,7 @@ class Columns:
         for index, members in enumerate(sides.values()):
             if exact:  # every population gets the same number of sites
                 members = [*members, ("", "", False, widest - sum(n for *_, n in members))]
-            stream = source if exact else SampledColumns(source.samples, (*source.seed, index))
+            stream = SampledColumns(source.samples, (*source.seed, index)) if isinstance(source, SampledColumns) else source
             order = _ranks(members)
             even = sum(n for *_, parity, n in members if parity)
             columns = dict(zip((True, False), stream.columns(even, len(order) - even, order), strict=True))

@@ -18,7 +18,7 @@ from tp_solver.limit.transposition import COTANGENT
 from tp_solver.numerics.basis import Basis, enlarged, extend
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
 from tp_solver.program.losses import Loss
-from tp_solver.program.statements import ONE, Role, Space, X
+from tp_solver.program.statements import ONE, Product, Role, Space, X
 from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home, Layout
 from tp_solver.solve.machine import Env, loss_and_error, run
 from tp_solver.solve.operator import InputProbe, InputSites, LimitOperator, OperatorState, Probe, ReadoutSites
@@ -184,7 +184,7 @@ def _tangent_kernel(
 def _transfer_identity(plan: Layout, env: Env) -> jax.Array:
     """Largest violation of <(W x) y> = <x (W^T y)> over the hidden products, relative to the vectors' sizes."""
     worst = jnp.zeros(())
-    products = [s for s in (*plan.program.statements, *plan.backward.statements) if getattr(s, "matrix", None) in plan.hidden]
+    products = [s for s in (*plan.program.statements, *plan.backward.statements) if isinstance(s, Product) and s.matrix in plan.hidden]
     for p in plan.backward.pairs:
         if p.matrix not in plan.hidden:
             continue
@@ -240,8 +240,8 @@ def ranks(state: SiteState) -> dict[Home, int]:
     """Number of directions in every basis."""
     out = {}
     for m, s in state.operators.items():
-        out[Home(m, BELOW)], out[Home(m, ABOVE)] = int(s.below.count), int(s.above.count)
-    return out | {Home(k): int(b.count) for k, b in state.observers.items()}
+        out[Home(m, BELOW)], out[Home(m, ABOVE)] = int(s.below.used), int(s.above.used)
+    return out | {Home(k): int(b.used) for k, b in state.observers.items()}
 
 
 def grown(state: SiteState, columns: Columns, source: SampledColumns, capacity: Mapping[Home, int]) -> SiteState:
@@ -271,7 +271,9 @@ def roomier(capacity: Mapping[Home, int], used: Mapping[Home, int]) -> dict[Home
     return out
 
 
-def new_points(columns: Columns, x: np.ndarray, rest: np.ndarray, source: SampledColumns | ExactColumns, sites: int, dtype: Any) -> NewPoints:
+def new_points(
+    columns: Columns, x: np.ndarray, rest: np.ndarray, source: SampledColumns | ExactColumns, sites: int, dtype: Any
+) -> NewPoints:
     """New points, coordinates (P_new, r) and squared norm (P_new,) outside the training inputs, with their noise."""
     plan = columns.plan
     noise = source.fresh(len(x), sites)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tp_solver.errors import InputError, RangeError
+from tp_solver.numerics.basis import Basis
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
 from tp_solver.program.statements import Layer, Product, Role
 from tp_solver.solve.layout import Columns, Home, Layout
 from tp_solver.solve.machine import input_coordinates
-from tp_solver.solve.march import Setting, new_points, predict
+from tp_solver.solve.march import Setting, SiteState, new_points, predict
+from tp_solver.solve.operator import OperatorState
+from tp_solver.solve.prepare import prepare
 from tp_solver.solve.solution import Fields
 from tp_solver.solve.trajectory import Trajectory
 
@@ -101,8 +105,9 @@ class MarchedKernels:
         return self.plan.program.layers[layer - 1]
 
     def _replicates(self, name: str, args: tuple[int, ...]) -> list[np.ndarray]:
-        read = {"Phi": self._feature, "G": self._gradient, "A": self._forward, "B": self._backward, "ntk": self._tangent}[name]
-        return [read(tr, *args) for tr in self.trajectories]
+        readers: dict[str, Callable[..., np.ndarray]] = {}
+        readers |= {"Phi": self._feature, "G": self._gradient, "A": self._forward, "B": self._backward, "ntk": self._tangent}
+        return [readers[name](tr, *args) for tr in self.trajectories]
 
     def _feature(self, tr: Trajectory, layer: int, t: int, s: int) -> np.ndarray:
         return self._gram(tr, self._layer(layer).post, t, s)
@@ -113,7 +118,10 @@ class MarchedKernels:
     def _tangent(self, tr: Trajectory, t: int) -> np.ndarray:
         if not self.setting.scalar:
             raise RangeError(
-                "ntk", "a solution with several outputs", "one output", "several outputs propagate the loss gradient, which is no tangent kernel"
+                "ntk",
+                "a solution with several outputs",
+                "one output",
+                "several outputs propagate loss gradients instead",
             )
         return tr.ntk[t * self.stride]
 
@@ -157,7 +165,8 @@ class MarchedKernels:
         here = sequence.index(product)
         scale = self.columns.scales[product.matrix]
         target = tr.responses[f"{product.matrix}:{product.arg}"][t * self.stride] / scale**2
-        blocks, wanted = [], None
+        blocks: list[np.ndarray] = []
+        wanted: int | None = None
         for i in range(t * self.stride + 1):
             for q in opposite:
                 if i < t * self.stride or sequence.index(q) < here:
@@ -189,8 +198,6 @@ class MarchedKernels:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], theory: Any, task: Any, gamma0: float) -> MarchedKernels:
         """Rebuild from :meth:`arrays`."""
-        from tp_solver.solve.feature import prepare
-
         prepared = prepare(theory, task)
         trajectories = []
         for k in range(int(arrays["count"])):
@@ -215,31 +222,29 @@ class MarchedKernels:
         return cls(prepared.setting, prepared.columns, tuple(trajectories), int(arrays["stride"]), np.asarray(task.X), gamma0)
 
 
-def _leaves(state: Any) -> list[tuple[str, Any]]:
+def _leaves(state: SiteState) -> list[tuple[str, Any]]:
     """(name, array) of a site state."""
     out = [(f"sites/{m}", w) for m, w in state.sites.items()]
     for m, op in state.operators.items():
         out += [(f"operators/{m}/{n}", a) for n, a in (("eps_u", op.eps_u), ("eps_r", op.eps_r), ("learned", op.learned))]
         for side in ("below", "above"):
             basis = getattr(op, side)
-            out += [(f"operators/{m}/{side}/{n}", getattr(basis, n)) for n in ("rows", "count", "scale")]
+            out += [(f"operators/{m}/{side}/{n}", getattr(basis, n)) for n in ("rows", "used", "scale")]
     return out
 
 
-def _state(plan: Layout, arrays: Mapping[str, np.ndarray]) -> Any:
+def _state(plan: Layout, arrays: Mapping[str, np.ndarray]) -> SiteState:
     """The site state from its leaves; observers are not needed for predictions."""
-    from tp_solver.numerics.basis import Basis
-    from tp_solver.solve.march import SiteState
-    from tp_solver.solve.operator import OperatorState
+    leaf = {name: jnp.asarray(a) for name, a in arrays.items()}
 
     def basis(m: str, side: str) -> Basis:
-        return Basis(*(arrays[f"operators/{m}/{side}/{n}"] for n in ("rows", "count", "scale")))
+        return Basis(*(leaf[f"operators/{m}/{side}/{n}"] for n in ("rows", "used", "scale")))
 
     operators = {
-        m: OperatorState(basis(m, "below"), basis(m, "above"), *(arrays[f"operators/{m}/{n}"] for n in ("eps_u", "eps_r", "learned")))
+        m: OperatorState(basis(m, "below"), basis(m, "above"), *(leaf[f"operators/{m}/{n}"] for n in ("eps_u", "eps_r", "learned")))
         for m in plan.hidden
     }
-    sites = {m.name: arrays[f"sites/{m.name}"] for m in plan.program.matrices if m.role is not Role.HIDDEN}
+    sites = {m.name: leaf[f"sites/{m.name}"] for m in plan.program.matrices if m.role is not Role.HIDDEN}
     return SiteState(operators, sites, {})
 
 

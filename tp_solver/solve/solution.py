@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from tp_solver.limit.equations import LimitEquations
 from tp_solver.program.task import Task
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """How a solve ended; the text of each is the advice."""
 
     COMPLETED = "completed"
@@ -32,9 +32,6 @@ class Status(str, Enum):
     def advice(self) -> str:
         """What to do about it."""
         return _ADVICE[self]
-
-    def __str__(self) -> str:
-        return self.value
 
 
 _ADVICE = {
@@ -255,7 +252,8 @@ class Solution:
 
     def __str__(self) -> str:
         lines = [
-            f"solution of {self.theory.program.name}, {self.theory.parameterization.name}, gamma0 = {self.gamma0:g}, {self.theory.training}",
+            f"solution of {self.theory.program.name}, {self.theory.parameterization.name}, gamma0 = {self.gamma0:g}",
+            f"  {self.theory.training}",
             f"  method {self.method}: {self.status} ({self.message})",
             f"  {'step':>6} {'loss':>12} {'s.e.':>9}" + (f" {'test loss':>12} {'s.e.':>9}" if self.loss_test is not None else ""),
         ]
