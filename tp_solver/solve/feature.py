@@ -54,8 +54,7 @@ def solve_march(
 
     def runs(count: int, samples: int, tol: float, substeps: int) -> Runs:
         nonlocal capacity
-        rule = theory.training.refined(substeps) if isinstance(theory.training, GradientFlow) else None
-        prepared = prepare(theory, task, rule)
+        prepared = _prepared(theory, task, substeps)
         stride = substeps if flow else 1
         dtype = jnp.dtype(method.dtype)
         out = []
@@ -78,8 +77,8 @@ def solve_march(
         return Runs(tuple(out), stride)
 
     with jax.enable_x64(True):
-        prepared = prepare(theory, task, theory.training.refined(1) if isinstance(theory.training, GradientFlow) else None)
         fine = method.substeps * 2 if flow else 1
+        prepared = _prepared(theory, task, fine)
         main = runs(replicates, samples, tol, fine)
         healthy = all(tr.first_bad is None for tr in main.trajectories)
         others: dict[str, Runs] = {}
@@ -89,7 +88,7 @@ def solve_march(
             others["finite samples"] = runs(few, max(64, samples // 2 // 2 * 2), tol, fine)
             others["truncation"] = runs(few, samples, min(1.0, 4 * tol), fine)
         values, errors = _estimates(main, others, prepared)
-    kernels = MarchedKernels(prepared.setting, prepared.columns, main.trajectories, main.stride, np.asarray(task.X), gamma0)
+    kernels = MarchedKernels(prepared, main.trajectories, main.stride, np.asarray(task.X), gamma0)
     status, message = _outcome(main, samples, healthy)
     details = {
         "ranks": final_ranks(main.trajectories),
@@ -105,14 +104,13 @@ def solve_march(
 def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Linear, tick: Tick) -> Solution:
     """The march on exact sites: for linear maps every average is a finite sum over Gaussian directions."""
     for s in theory.program.statements:
-        if isinstance(s, Average) or (isinstance(s, Map) and any(s.expression.diff(symbol(a)).free_symbols for a in s.arguments)):
+        if isinstance(s, Average) or (isinstance(s, Map) and not _is_linear(s)):
             raise ProgramError("method", f"'linear' for the statement {s}", "a program whose maps are all linear", "use method='march'")
     flow = isinstance(theory.training, GradientFlow)
     steps = theory.training.steps
 
     def runs(substeps: int) -> Runs:
-        rule = theory.training.refined(substeps) if isinstance(theory.training, GradientFlow) else None
-        prepared = prepare(theory, task, rule)
+        prepared = _prepared(theory, task, substeps)
         stride = substeps if flow else 1
         trajectory = march(
             prepared.setting,
@@ -128,19 +126,31 @@ def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Line
         return Runs((trajectory,), stride)
 
     with jax.enable_x64(True):
-        prepared = prepare(theory, task, theory.training.refined(1) if isinstance(theory.training, GradientFlow) else None)
-        main = runs(method.substeps * 2 if flow else 1)
+        fine = method.substeps * 2 if flow else 1
+        prepared = _prepared(theory, task, fine)
+        main = runs(fine)
         healthy = main.trajectories[0].first_bad is None
         others = {"step size": runs(method.substeps)} if flow and healthy else {}
         values, errors = _estimates(main, others, prepared)
-    kernels = MarchedKernels(prepared.setting, prepared.columns, main.trajectories, main.stride, np.asarray(task.X), gamma0)
+    kernels = MarchedKernels(prepared, main.trajectories, main.stride, np.asarray(task.X), gamma0)
     status, message = _outcome(main, None, healthy)
     details = {"ranks": final_ranks(main.trajectories), "tolerance": EXACT_TOL}
     return _solution(theory, task, gamma0, method.name, values, errors, kernels, status, message, details)
 
 
+def _is_linear(s: Map) -> bool:
+    """Whether the map is a combination of its arguments with constant coefficients and no constant term."""
+    names = [symbol(a) for a in s.arguments]
+    return not any(s.expression.diff(a).free_symbols for a in names) and s.expression.subs(dict.fromkeys(names, 0)) == 0
+
+
 EXACT_TOL = 1e-15
 """Share of the squared size below which a direction is rounding noise."""
+
+
+def _prepared(theory: LimitEquations, task: Task, substeps: int) -> Prepared:
+    """A flow becomes gradient descent with that many steps per reported interval."""
+    return prepare(theory, task, theory.training.refined(substeps) if isinstance(theory.training, GradientFlow) else None)
 
 
 def _estimates(main: Runs, others: dict[str, Runs], prepared: Prepared) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -14,11 +14,13 @@ from tp_solver.errors import InputError, RangeError
 from tp_solver.numerics.basis import Basis
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
 from tp_solver.program.statements import Layer, Product, Role
-from tp_solver.solve.layout import Columns, Home, Layout
+from tp_solver.program.training import GradientFlow
+from tp_solver.solve.formal import FormalResponses, formal_responses
+from tp_solver.solve.layout import Home, Layout
 from tp_solver.solve.machine import input_coordinates
-from tp_solver.solve.march import Setting, SiteState, new_points, predict
+from tp_solver.solve.march import SiteState, new_points, predict
 from tp_solver.solve.operator import OperatorState
-from tp_solver.solve.prepare import prepare
+from tp_solver.solve.prepare import Prepared, prepare
 from tp_solver.solve.solution import Fields
 from tp_solver.solve.trajectory import Trajectory
 
@@ -28,24 +30,24 @@ class MarchedKernels:
     """Kernels of a march, averaged over its replicates.
 
     Attributes:
-        setting, columns: the static structure and the Gaussian columns of the run.
+        prepared: the numbers of the run.
         trajectories: one per replicate.
         stride: recorded steps per reported time (larger than 1 for a refined gradient flow).
         X: training inputs (P, D).
         gamma0: as solved.
     """
 
-    setting: Setting
-    columns: Columns
+    prepared: Prepared
     trajectories: tuple[Trajectory, ...]
     stride: int
     X: np.ndarray
     gamma0: float
+    _formal: dict[int, FormalResponses] = field(default_factory=dict)
 
     @property
     def plan(self) -> Layout:
         """Static structure of the program."""
-        return self.setting.plan
+        return self.prepared.setting.plan
 
     def Phi(self, layer: int, t: int, s: int) -> np.ndarray:
         """Mean over replicates of <phi(h(t)) phi(h(s))>."""
@@ -96,8 +98,8 @@ class MarchedKernels:
         with jax.enable_x64(True):
             for tr in self.trajectories:
                 sites = next(iter(tr.state.sites.values()))
-                points = new_points(self.columns, x_new, rest, tr.source, sites.shape[1], sites.dtype)
-                values.append(np.asarray(predict(self.setting, tr.state, points, self.gamma0)))
+                points = new_points(self.prepared.columns, x_new, rest, tr.source, sites.shape[1], sites.dtype)
+                values.append(np.asarray(predict(self.prepared.setting, tr.state, points, self.gamma0)))
         spread = np.std(values, axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(values[0])
         return np.mean(values, axis=0), spread
 
@@ -116,7 +118,7 @@ class MarchedKernels:
         return self._gram(tr, self._adjoint(self._layer(layer).pre), t, s)
 
     def _tangent(self, tr: Trajectory, t: int) -> np.ndarray:
-        if not self.setting.scalar:
+        if not self.prepared.setting.scalar:
             raise RangeError(
                 "ntk",
                 "a solution with several outputs",
@@ -162,8 +164,12 @@ class MarchedKernels:
         """The coefficients of the earlier opposite products, first one of each time, in the response of ``product`` at t."""
         sequence = self._sequence()
         opposite = [q for q in sequence if q.matrix == product.matrix and q.transpose != product.transpose]
+        if isinstance(tr.source, ExactColumns):
+            if 0 not in self._formal:
+                self._formal[0] = formal_responses(self.prepared, tr, self.gamma0)
+            return self._formal[0].response(product, opposite[0], t * self.stride, s * self.stride)
         here = sequence.index(product)
-        scale = self.columns.scales[product.matrix]
+        scale = self.prepared.columns.scales[product.matrix]
         target = tr.responses[f"{product.matrix}:{product.arg}"][t * self.stride] / scale**2
         blocks: list[np.ndarray] = []
         wanted: int | None = None
@@ -198,7 +204,9 @@ class MarchedKernels:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], theory: Any, task: Any, gamma0: float) -> MarchedKernels:
         """Rebuild from :meth:`arrays`."""
-        prepared = prepare(theory, task)
+        stride = int(arrays["stride"])
+        flow = isinstance(theory.training, GradientFlow)
+        prepared = prepare(theory, task, theory.training.refined(stride) if flow else None)
         trajectories = []
         for k in range(int(arrays["count"])):
             pre = f"r{k}/"
@@ -219,7 +227,7 @@ class MarchedKernels:
                     groups["responses"], fields, _state(prepared.setting.plan, groups["state"]), _source(mine["stream"]), {}, {}, None,
                 )
             )  # fmt: skip
-        return cls(prepared.setting, prepared.columns, tuple(trajectories), int(arrays["stride"]), np.asarray(task.X), gamma0)
+        return cls(prepared, tuple(trajectories), stride, np.asarray(task.X), gamma0)
 
 
 def _leaves(state: SiteState) -> list[tuple[str, Any]]:
