@@ -12,6 +12,13 @@ import pytest
 from tp_solver.errors import TPError
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Names of tests must not depend on the process, or two workers cannot share them out."""
+    unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if unstable:
+        raise pytest.UsageError(f"a memory address is part of a test's name: {unstable[0]}; give ids=")
+
+
 @pytest.fixture(scope="session")
 def compilations() -> list[str]:
     """Every tracing or compilation that jax reports, appended as it happens."""

@@ -194,7 +194,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("options", "word"), BAD, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("options", "word"), BAD, ids=[f"{next(iter(options))} {k}" for k, (options, _) in enumerate(BAD)])
 def test_bad_input(options, word):
     began = time.perf_counter()
     with pytest.raises(errors.TPError, match=word) as caught:
