@@ -36,9 +36,11 @@ class SquaredError:
     name: str = "squared error"
 
     def expression(self, f: tuple[sp.Symbol, ...], y: tuple[sp.Symbol, ...]) -> sp.Expr:
+        """sum_k (f_k - y_k)^2 / 2."""
         return sp.Add(*((a - b) ** 2 for a, b in zip(f, y, strict=True))) / 2
 
     def labels(self, y: np.ndarray, field: str) -> np.ndarray:
+        """Any real labels."""
         return y
 
 
@@ -49,9 +51,11 @@ class Logistic:
     name: str = "logistic"
 
     def expression(self, f: tuple[sp.Symbol, ...], y: tuple[sp.Symbol, ...]) -> sp.Expr:
+        """log(1 + exp(-y f)), stable for every f."""
         return sp.Add(*(softplus(-b * a) for a, b in zip(f, y, strict=True)))
 
     def labels(self, y: np.ndarray, field: str) -> np.ndarray:
+        """Labels -1 or +1; anything else is an InputError that names the first one."""
         bad = ~np.isin(y, (-1.0, 1.0))
         if bad.any():
             where = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -66,9 +70,11 @@ class CrossEntropy:
     name: str = "cross-entropy"
 
     def expression(self, f: tuple[sp.Symbol, ...], y: tuple[sp.Symbol, ...]) -> sp.Expr:
+        """logsumexp(f) - sum_k y_k f_k."""
         return logsumexp(*f) - sp.Add(*(a * b for a, b in zip(f, y, strict=True)))
 
     def labels(self, y: np.ndarray, field: str, classes: int | None = None) -> np.ndarray:
+        """One-hot rows (P, K) from class numbers, or distributions over the classes as given; InputError for others."""
         if y.ndim == 1:
             if (y < 0).any() or (y != np.round(y)).any():
                 raise InputError(
