@@ -198,7 +198,7 @@ class MarchedKernels:
             out |= {f"{pre}fields/{t}/{v}": a for t, kept in tr.fields.items() for v, a in kept.items()}
             stream = tr.source
             out[f"{pre}stream"] = np.array([stream.samples, *stream.seed] if isinstance(stream, SampledColumns) else [], dtype=np.int64)
-            out |= {f"{pre}state/{n}": np.asarray(a) for n, a in _leaves(tr.state)}
+            out |= {f"{pre}state/{n}": np.asarray(a) for n, a in state_leaves(tr.state)}
         return out
 
     @classmethod
@@ -224,13 +224,14 @@ class MarchedKernels:
             trajectories.append(
                 Trajectory(
                     mine["f"], None, mine["loss"], mine["ntk"], mine["identity"], groups["coordinates"], groups["squares"],
-                    groups["responses"], fields, _state(prepared.setting.plan, groups["state"]), _source(mine["stream"]), {}, {}, None,
+                    groups["responses"], fields, state_from_leaves(prepared.setting.plan, groups["state"]),
+                    source_from_stream(mine["stream"]), {}, {}, None,
                 )
             )  # fmt: skip
         return cls(prepared, tuple(trajectories), stride, np.asarray(task.X), gamma0)
 
 
-def _leaves(state: SiteState) -> list[tuple[str, Any]]:
+def state_leaves(state: SiteState) -> list[tuple[str, Any]]:
     """(name, array) of a site state."""
     out = [(f"sites/{m}", w) for m, w in state.sites.items()]
     for m, op in state.operators.items():
@@ -241,7 +242,7 @@ def _leaves(state: SiteState) -> list[tuple[str, Any]]:
     return out
 
 
-def _state(plan: Layout, arrays: Mapping[str, np.ndarray]) -> SiteState:
+def state_from_leaves(plan: Layout, arrays: Mapping[str, np.ndarray]) -> SiteState:
     """The site state from its leaves; observers are not needed for predictions."""
     leaf = {name: jnp.asarray(a) for name, a in arrays.items()}
 
@@ -256,7 +257,7 @@ def _state(plan: Layout, arrays: Mapping[str, np.ndarray]) -> SiteState:
     return SiteState(operators, sites, {})
 
 
-def _source(stream: np.ndarray) -> SampledColumns | ExactColumns:
+def source_from_stream(stream: np.ndarray) -> SampledColumns | ExactColumns:
     return SampledColumns(int(stream[0]), tuple(int(k) for k in stream[1:])) if len(stream) else ExactColumns()
 
 
