@@ -144,7 +144,7 @@ SOLVE = {
         "y",
         "0 at (0,)",
     ),
-    "solving with symbols": (lambda: tp.solve(tp.limit(SYMBOLIC_NET, tp.muP, TRAIN), TASK), "theory", "['q']"),
+    "solving with symbols": (lambda: tp.solve(tp.limit(SYMBOLIC_NET, tp.muP, TRAIN), TASK), "theory", "the symbols q"),
 }
 
 COMPARE = {
