@@ -39,6 +39,7 @@ STYLE: Mapping[str, Any] = {
     "savefig.dpi": 200,
     "mathtext.fontset": "cm",
 }
+FORMATS = ("png", "pdf", "svg")
 THEORY = "black"
 WIDTHS = "plasma_r"
 """Perceptually uniform, and told apart also without red or green: wider is darker."""
@@ -51,7 +52,8 @@ def style() -> Iterator[None]:
     """Defaults of these figures, undone afterwards."""
     import matplotlib
 
-    with matplotlib.rc_context(dict(STYLE)):
+    settings: Any = dict(STYLE)
+    with matplotlib.rc_context(settings):
         yield
 
 
@@ -213,7 +215,8 @@ def comparison(compared: Comparison) -> Figure:
     test = sol.loss_test is not None and ens.loss_test is not None
     with style():
         figure = Figure(figsize=(10.2, 6.2), layout="constrained")
-        upper, lower = figure.subfigures(2, 1, height_ratios=(1.12, 1.0), hspace=0.03)
+        halves: Any = figure.subfigures(2, 1, height_ratios=(1.12, 1.0), hspace=0.03)
+        upper, lower = halves
         panels = upper.subplots(1, 2 + test)
         for k in range(1 + test):
             loss_curves(sol, ens, test=bool(k), axes=panels[k])
@@ -242,7 +245,7 @@ def save(figure: Figure, path: Any) -> Path:
     if not isinstance(path, (str, Path)):
         raise InputError("path", path, "the path of a file", 'for example "figure.png"')
     target = Path(path)
-    checks.one_of("path", target.suffix.lower(), (".png", ".pdf", ".svg"))
+    checks.one_of("path", target.suffix.lower(), [f".{f}" for f in FORMATS])
     if not target.parent.is_dir():
         raise InputError("path", str(target), "a file in an existing folder", f"create {target.parent} first")
     with style():
@@ -275,7 +278,8 @@ def _series(record: Record, name: str) -> list[_Line]:
             _Line("theory, $N = \\infty$", THEORY, record.loss if name == "loss" else getattr(record, name), record.stderr(name), True, end)
         ]
     values = getattr(record, name)
-    errors = record.stderr(name) if len(record.seeds) > 1 else np.zeros_like(values[:, 0])
+    with np.errstate(over="ignore", invalid="ignore"):  # of nets that blew up, the part before that is drawn
+        errors = record.stderr(name) if len(record.seeds) > 1 else np.zeros_like(values[:, 0])
     colours = _colours(record.widths)
     return [_Line(f"nets, $N = {w}$", colours[w], values[k].mean(axis=0), errors[k], False, end) for k, w in enumerate(record.widths)]
 
