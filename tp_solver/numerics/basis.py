@@ -48,24 +48,33 @@ def extend(basis: Basis, vectors: jax.Array, tol: float) -> tuple[Basis, jax.Arr
     c = coordinates(basis, vectors)
     missing = jnp.sum(squares - jnp.sum(c * c, axis=1))
 
-    def grown(_: None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        residual = vectors - c @ basis.rows
-        correction = residual @ basis.rows.T / sites
-        residual = residual - correction @ basis.rows
+    def residual_of(c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return c, vectors - c @ basis.rows
+
+    def twice(c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        c = c + coordinates(basis, vectors - c @ basis.rows)
+        return residual_of(c)
+
+    def grown(c: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        # one projection leaves an error of eps / sqrt(tol) in the directions: only tight tolerances need a second
+        c, residual = jax.lax.cond(tol < 1e-8, twice, residual_of, c)
         values, directions = jnp.linalg.eigh(residual @ residual.T / sites)
         values, directions = values[::-1], directions[:, ::-1]
         keep = values > threshold
         lengths = jnp.sqrt(jnp.where(keep, values, 1.0))
-        fresh = (directions / lengths).T @ residual
-        slots = jnp.where(keep, basis.used + jnp.arange(len(values)), capacity)
-        rows = basis.rows.at[slots].set(fresh, mode="drop")
-        full = (c + correction).at[:, slots].set(jnp.where(keep, directions * lengths, 0.0), mode="drop")
-        return rows, basis.used + jnp.sum(keep, dtype=jnp.int32), full
+        return c, (directions / lengths).T @ residual, jnp.where(keep, directions * lengths, 0.0), keep
+
+    def settled(c: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        P = len(vectors)
+        return c, jnp.zeros_like(vectors), jnp.zeros((P, P), vectors.dtype), jnp.zeros(P, bool)
 
     # the trace bounds the largest residual eigenvalue: below the threshold nothing can be appended
     rounding = 100 * jnp.finfo(vectors.dtype).eps * jnp.sum(squares)
-    rows, count, c = jax.lax.cond(missing > threshold - rounding, grown, lambda _: (basis.rows, basis.used, c), None)
-    return Basis(rows, count, scale), c
+    c, fresh, shares, keep = jax.lax.cond(missing > threshold - rounding, grown, settled, c)
+    slots = jnp.where(keep, basis.used + jnp.arange(len(keep)), capacity)
+    rows = basis.rows.at[slots].set(fresh, mode="drop")
+    c = c.at[:, slots].set(shares, mode="drop")
+    return Basis(rows, basis.used + jnp.sum(keep, dtype=jnp.int32), scale), c
 
 
 def enlarged(basis: Basis, capacity: int) -> Basis:

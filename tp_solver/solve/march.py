@@ -92,11 +92,49 @@ def matrices(plan: Layout, state: SiteState, tol: Any) -> dict[str, Any]:
     return out
 
 
-@partial(jax.jit, static_argnums=0)
-def step(setting: Setting, state: SiteState, batch: Batch, active: Any) -> tuple[SiteState, Moment]:
-    """One time: forward, loss, backward, and the update (times ``active``, 0 at the last time)."""
+class Grown(NamedTuple):
+    """The part of a state that a step extends in place: bases below and above every hidden matrix, and the observers."""
+
+    below: dict[str, Basis]
+    above: dict[str, Basis]
+    observers: dict[str, Basis]
+
+
+class Learned(NamedTuple):
+    """The part of a state that an update changes."""
+
+    hidden: dict[str, jax.Array]
+    sites: dict[str, jax.Array]
+
+
+def step(setting: Setting, state: SiteState, batch: Batch, active: float) -> tuple[SiteState, SiteState, Moment]:
+    """One time: forward, loss, backward, and the update (times ``active``, 0 at the last time).
+
+    The bases of ``state`` are used up: go on with what is returned.
+
+    Returns:
+        The state with the bases of this time and the weights it began with, the state after the update, and the record.
+    """
+    bases = Grown({m: s.below for m, s in state.operators.items()}, {m: s.above for m, s in state.operators.items()}, state.observers)
+    partners = {m: (s.eps_u, s.eps_r) for m, s in state.operators.items()}
+    weights = Learned({m: s.learned for m, s in state.operators.items()}, state.sites)
+    bases, after, moment = _step(setting, bases, partners, weights, batch, jnp.asarray(active, batch.x.dtype))
+    return _joined(bases, partners, weights), _joined(bases, partners, after), moment
+
+
+def _joined(bases: Grown, partners: dict[str, tuple[jax.Array, jax.Array]], weights: Learned) -> SiteState:
+    operators = {m: OperatorState(bases.below[m], bases.above[m], *partners[m], weights.hidden[m]) for m in partners}
+    return SiteState(operators, weights.sites, bases.observers)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _step(
+    setting: Setting, bases: Grown, partners: dict[str, tuple[jax.Array, jax.Array]], weights: Learned, batch: Batch, active: jax.Array
+) -> tuple[Grown, Learned, Moment]:
+    """The compiled part of :func:`step`; bases are donated, so that they grow without being copied."""
     plan = setting.plan
     gamma0, tol = batch.gamma0, batch.tol
+    state = _joined(bases, partners, weights)
     acting = matrices(plan, state, tol)
     env: Env = {X: batch.x, ONE: jnp.ones_like(batch.x[:, :1])}
     env = run(plan.program.statements, env, acting)
@@ -105,7 +143,7 @@ def step(setting: Setting, state: SiteState, batch: Batch, active: Any) -> tuple
     e = batch.p[:, None] * error
     # scalar outputs propagate df/dh and weigh the updates by e; several outputs propagate the loss gradient itself
     env[COTANGENT] = jnp.ones_like(e) if setting.scalar else e
-    weights = e[:, 0] if setting.scalar else jnp.ones_like(batch.p)
+    errors = e[:, 0] if setting.scalar else jnp.ones_like(batch.p)
     env = run(plan.backward.statements, env, acting)
     identity = _transfer_identity(plan, env)
 
@@ -125,13 +163,10 @@ def step(setting: Setting, state: SiteState, batch: Batch, active: Any) -> tuple
     for pair in plan.backward.pairs:
         rate = batch.rates[pair.matrix] * gamma0 * active
         y, x = (pair.input, pair.adjoint) if pair.transpose else (pair.adjoint, pair.input)
-        acting[pair.matrix].update(y, env[y], x, env[x], rate * weights)
-    after = SiteState(
-        {m: acting[m].state for m in plan.hidden},
-        {m: acting[m].weights for m in state.sites},
-        observers,
-    )
-    return after, moment
+        acting[pair.matrix].update(y, env[y], x, env[x], rate * errors)
+    grown = Grown({m: acting[m].state.below for m in plan.hidden}, {m: acting[m].state.above for m in plan.hidden}, observers)
+    learned = Learned({m: acting[m].state.learned for m in plan.hidden}, {m: acting[m].weights for m in state.sites})
+    return grown, learned, moment
 
 
 def _site_fields(plan: Layout, layer: Any) -> tuple[str, ...]:
@@ -263,11 +298,11 @@ def grown(state: SiteState, columns: Columns, source: SampledColumns, capacity: 
 
 
 def roomier(capacity: Mapping[Home, int], used: Mapping[Home, int]) -> dict[Home, int]:
-    """Next capacities: sides that overflowed climb the ladder past their need, nearly full ones with them."""
+    """Next capacities: bases that are nearly full climb the ladder past half as much again as they use."""
     out = {}
     for home, room in capacity.items():
-        need = used[home] + 1 if used[home] > room else (used[home] * 4 // 3 if used[home] > 0.8 * room else 0)
-        out[home] = room if need <= room else next((n for n in LADDER if n >= need), 2 * need)
+        need = used[home] * 4 // 3 if used[home] > 0.9 * room else 0
+        out[home] = room if need <= room else next((n for n in LADDER if n >= need), need)
     return out
 
 

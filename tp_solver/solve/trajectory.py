@@ -59,6 +59,8 @@ class Trajectory:
     cause: str = ""
 
 
+MARGIN = 6
+"""Free directions per basis below which it is enlarged before the next step; a step that needs more starts the run again."""
 RUNAWAY = 1e8
 """A loss this many times the larger of 1 and its first value counts as divergence."""
 
@@ -86,20 +88,18 @@ def march(
     fields: dict[int, Mapping[str, np.ndarray]] = {}
     points: NewPoints | None = None
     first_bad, cause = None, ""
+    last = state
     t = 0
     while t <= steps:
         try:
-            after, moment = step(setting, state, batch, jnp.asarray(float(t < steps), dtype))
+            before, after, moment = step(setting, state, batch, float(t < steps))
             used = ranks(after)
         except KeyboardInterrupt:
             first_bad, cause = t, "an interrupt"
             break
-        if any(used[h] > capacity[h] for h in capacity):
+        if any(used[h] > capacity[h] for h in capacity):  # directions were lost: start again with more room
             capacity = roomier(capacity, used)
-            if isinstance(source, ExactColumns):  # the sites are the columns: start again with more of them
-                state, moments, new, fields, t, points = _fresh(columns, source, capacity, dtype), [], [], {}, 0, None
-            else:
-                state = grown(state, columns, source, capacity)
+            state, moments, new, fields, t, points = _fresh(columns, source, capacity, dtype), [], [], {}, 0, None
             continue
         loss = float(moment.loss)
         cause = _trouble(moment, loss, float(moments[0].loss) if moments else loss)
@@ -109,17 +109,19 @@ def march(
         if test_inputs is not None:
             if points is None:
                 points = new_points(columns, *test_inputs, source, _sites(state), dtype)
-            new.append(np.asarray(predict(setting, _before_update(after, state), points, batch.gamma0)))
+            new.append(np.asarray(predict(setting, before, points, batch.gamma0)))
         if t in keep:
             fields[t] = {k: np.asarray(v) for k, v in moment.fields.items()}
         moments.append(moment._replace(fields={}))
+        state, last = after, before
         if t == steps:
-            state = _before_update(after, state)
             break
-        state = after
         t += 1
+        if isinstance(source, SampledColumns) and any(capacity[h] - used[h] < MARGIN for h in capacity):
+            capacity = roomier(capacity, {h: n if capacity[h] - n >= MARGIN else capacity[h] for h, n in used.items()})
+            state = grown(state, columns, source, capacity)
         tick(t, loss, max(used.values()))
-    final = ranks(state)
+    final = ranks(last) if moments else {h: 0 for h in capacity}
     return Trajectory(
         f=np.array([m.f for m in moments]),
         f_new=np.array(new) if test_inputs is not None else None,
@@ -130,7 +132,7 @@ def march(
         squares=_stacked([m.squares for m in moments]),
         responses=_stacked([m.responses for m in moments]),
         fields=fields,
-        state=state,
+        state=last,
         source=source,
         capacity=capacity,
         used=final,
@@ -151,12 +153,6 @@ def _fresh(columns: Columns, source: SampledColumns | ExactColumns, capacity: Ma
     return initial_state(columns, source, hidden, {h.basis: n for h, n in capacity.items() if h.side is None}, dtype)
 
 
-def _before_update(after: SiteState, before: SiteState) -> SiteState:
-    """The bases of a time, which hold its vectors, with the weights that it began with."""
-    operators = {m: after.operators[m]._replace(learned=before.operators[m].learned) for m in after.operators}
-    return SiteState(operators, before.sites, after.observers)
-
-
 def _sites(state: SiteState) -> int:
     return next(iter(state.sites.values())).shape[1]
 
@@ -165,7 +161,7 @@ def _trouble(moment: Moment, loss: float, first: float) -> str:
     """Which recorded quantity is not finite, or whether the loss runs away; empty if all is well."""
     for name, values in (("f", {"f": moment.f}), ("Phi or G", moment.squares), ("the NTK", {"ntk": moment.ntk})):
         for key, v in values.items():
-            if not bool(jnp.all(jnp.isfinite(v))):
+            if not np.isfinite(np.asarray(v)).all():
                 return f"{name} ({key})" if name == "Phi or G" else name
     if not np.isfinite(loss):
         return "the loss"
