@@ -150,7 +150,7 @@ def layer_fields(net: Net, weights: Weights, numbers: Numbers, data: Data) -> Ar
 
 @partial(jax.jit, static_argnums=(0, 1))
 def look(net: Net, sites: int, weights: Weights, base: Base, numbers: Numbers, data: Data) -> Look:
-    """Fields and kernels of the nets as they are (``theory/notation.md``).
+    """Fields and kernels of the nets as they are (``theory/notation.md``, NO.4).
 
     Backward fields are ``g = gamma0 n^m df_mu/dh_mu`` for one output and ``-gamma0 n^m dLoss/dh_mu`` for several.
     The tangent kernel is ``K = sum_j gamma0^2 eta_j n^-c_j <df_mu/dw^j, df_nu/dw^j>``, so that gradient flow obeys

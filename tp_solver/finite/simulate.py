@@ -38,7 +38,7 @@ def simulate(
     """Train finite nets under the very definition that the limit is derived from, with gradients from ``jax.grad``.
 
     f = (1/gamma0) x output of the program; w <- w - lr gamma0^2 eta n^-c dLoss/dw; Loss = sum_mu l_mu / P
-    (``theory/notation.md``). Gradient flow is integrated by the classic Runge-Kutta rule with steps of at most a tenth of the
+    (``theory/notation.md``, NO.2). Gradient flow is integrated by the classic Runge-Kutta rule with steps of at most a tenth of the
     fastest time scale of the initial net.
 
     Args:

@@ -1,4 +1,4 @@
-"""The smallest change of a parameterization that gives it a stable, nontrivial limit (``theory/power_counting.md``).
+"""The smallest change of a parameterization that gives it a stable, nontrivial limit (``theory/power_counting.md``, "Cures").
 
 Powers are counted once with symbolic rates. Stability is then a polyhedron in the exponents c, nontriviality a union of
 its facets; the change that touches the fewest layer classes, then the smallest in the sum of |change of c|, lies where as

@@ -33,7 +33,7 @@ def limit(net: Program, parameterization: Parameterization, training: Training) 
     """Derive what a network and its training become as the width goes to infinity.
 
     Powers of N are counted statement by statement and decide the regime; the master theorem then reads every matrix product
-    of one training step, with time as an index (``theory/feature_learning.md``; Bordelon and Pehlevan, arXiv:2205.09653).
+    of one training step, with time as an index (``theory/feature_learning.md``, FL.1 to FL.7; Bordelon and Pehlevan, arXiv:2205.09653).
 
     Args:
         net: a program such as ``tp.mlp(depth=3, activation=tp.tanh)``.

@@ -1,7 +1,7 @@
 """Gradient kernels at initialisation, where backward fields are linear in Gaussian fields that forward fields do not know.
 
 Gradient independence is used as a consequence, not an assumption: it holds for fields whose products have no surviving
-response to forward fields (``theory/tensor_programs.md``; Yang, arXiv:2006.14548).
+response to forward fields (``theory/tensor_programs.md``, "Gradient independence"; Yang, arXiv:2006.14548).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The master theorem: what a product with a Gaussian matrix is at infinite width (``theory/tensor_programs.md``).
+"""The master theorem: what a product with a Gaussian matrix is at infinite width (``theory/tensor_programs.md``, TP.3).
 
     Z^{W x} = Gaussian + scale^2 sum over products W^T y made EARLIER of E[d Z^x / d Z^{W^T y}] Z^y   (+ learned part)
 

@@ -1,6 +1,6 @@
 """How an entrywise map scales when its arguments are small: the leading monomials of its Taylor series at zero.
 
-An argument of size N^e contributes k e to a monomial in which it has power k (``theory/power_counting.md``).
+An argument of size N^e contributes k e to a monomial in which it has power k (``theory/power_counting.md``, PC.1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Powers of N, counted statement by statement and step by step (``theory/power_counting.md``).
+"""Powers of N, counted statement by statement and step by step (``theory/power_counting.md``, PC.1).
 
 A Gaussian matrix sums the entries of an unrelated vector incoherently (N^1/2); an update is an outer product of vectors
 that went through the program before and sums coherently (N); so does the response, the part of W x that is due to an earlier

@@ -1,4 +1,4 @@
-"""Which limit a parameterization has: unstable, trivial, kernel or feature learning (``theory/power_counting.md``).
+"""Which limit a parameterization has: unstable, trivial, kernel or feature learning (``theory/power_counting.md``, PC.2).
 
 Decided by the powers of N that :mod:`tp_solver.limit.powers` counts; the closed formulas of Yang & Hu (2020, Theorem 3.3 and
 Corollary 3.9) for multilayer perceptrons are what the tests compare with.

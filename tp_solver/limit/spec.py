@@ -1,4 +1,4 @@
-"""The limit as data: which matrices keep their Gaussian part and which are trained (``theory/power_counting.md``)."""
+"""The limit as data: which matrices keep their Gaussian part and which are trained (``theory/power_counting.md``, PC.7)."""
 
 from __future__ import annotations
 

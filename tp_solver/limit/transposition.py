@@ -1,4 +1,4 @@
-"""The backward program, derived from the forward one by one rule per kind of statement (``theory/tensor_programs.md``).
+"""The backward program, derived from the forward one by one rule per kind of statement (``theory/tensor_programs.md``, TP.1).
 
 Adjoints are normalised so that no power of N appears: with the readout's transposed product read as ``n W.T df``, the
 adjoint of a vector variable v is ``n df/dv`` and that of an average c is ``df/dc``, both contracted with the output

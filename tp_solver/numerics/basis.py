@@ -1,6 +1,6 @@
 """A growing orthonormal basis of sampled vectors, padded to a fixed capacity so that it can live under jit.
 
-Vectors are rows, shape (P, S); ``<a b> = (1/S) sum_s a_s b_s`` (``theory/limit_operator.md``, "Growing the basis").
+Vectors are rows, shape (P, S); ``<a b> = (1/S) sum_s a_s b_s`` (``theory/limit_operator.md``, LO.3).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gaussian expectations E[f(a) g(b)] of pairs of scalar functions (dual activations; ``theory/notation.md``)."""
+"""Gaussian expectations E[f(a) g(b)] of pairs of scalar functions (dual activations; ``theory/kernel_regime.md``, KR.3)."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ class SampledColumns:
     seed: tuple[int, ...]
 
     def columns(self, even: int, odd: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Columns with zero mean, unit variance and no correlation, up to half as many as there are site pairs.
+        """Columns with zero mean, unit variance and no correlation, the leading quarter as many of each parity as there are site
+        pairs (``theory/limit_operator.md``, LO.5); later ones on average.
 
         Args:
             even, odd: how many of each parity.

@@ -1,4 +1,4 @@
-"""abc-parameterizations as data (``theory/power_counting.md``; Yang & Hu 2020, Definition 3.1)."""
+"""abc-parameterizations as data (``theory/notation.md``, NO.1; Yang & Hu 2020, Definition 3.1)."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Parameterization:
         """The theta-shift (a, b, c) -> (a + theta, b - theta, c - 2 theta): the same training run at every width.
 
         Args:
-            theta: a value for all layers, or a triple (Yang & Hu 2020, Section 3; ``theory/power_counting.md``).
+            theta: a value for all layers, or a triple (Yang & Hu 2020, Section 3; ``theory/power_counting.md``, PC.6).
         """
         t = _triple("theta", theta, _exponent)
         return replace(

@@ -26,7 +26,8 @@ Tick = Callable[[int, float, int], None]
 def solve_march(
     theory: LimitEquations, task: Task, gamma0: float, samples: int, replicates: int, seed: int, method: March, tick: Tick
 ) -> Solution:
-    """Replicated marches; standard errors hold the scatter, the finite-sample bias, the truncation and the step size."""
+    """Replicated marches; standard errors hold the scatter, the finite-sample bias, the truncation and the step size
+    (``theory/limit_operator.md``, LO.7)."""
     tol = method.tol if method.tol is not None else min(1e-2, 4 / samples)
     flow = isinstance(theory.training, GradientFlow)
     steps = theory.training.steps

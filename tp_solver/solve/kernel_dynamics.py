@@ -1,4 +1,4 @@
-"""Training in the kernel regime: f moves by the constant tangent kernel times the error (``theory/power_counting.md``).
+"""Training in the kernel regime: f moves by the constant tangent kernel times the error (``theory/kernel_regime.md``, KR.7 and KR.8).
 
 Discrete time: f(t + 1) = f(t) + K e(t); flow: df/dt = K e; with e = -p dl/df on the training points, K all points by training
 points with the learning rates inside. The mean over random initial functions is reported with its covariance.

@@ -1,4 +1,4 @@
-"""Kernels at initialisation of any program whose activations act on Gaussian fields (``theory/power_counting.md``).
+"""Kernels at initialisation of any program whose activations act on Gaussian fields (``theory/kernel_regime.md``, KR.1 and KR.2).
 
 The forward program and its transpose are read once, statement by statement; nothing here knows an architecture.
 """

@@ -1,4 +1,4 @@
-"""Weight matrices at infinite width (``theory/limit_operator.md``).
+"""Weight matrices at infinite width (``theory/limit_operator.md``, LO.2).
 
 A hidden matrix is the operator ``W = [s (eps_u Q^T + V eps_r^T) + V M Q^T] / S``: Q and V are orthonormal bases of what it
 has met below and above, eps_u and eps_r their Gaussian partners, and M what it has learned. Input and readout matrices have
@@ -76,7 +76,7 @@ class LimitOperator:
 class Probe:
     """A hidden matrix met by new points: projection on the trained bases plus the noise that the projection leaves out.
 
-    One-point functions are exact in law, and the trained state is not touched.
+    One-point functions are exact in law, and the trained state is not touched (``theory/limit_operator.md``, LO.6).
     """
 
     def __init__(self, state: OperatorState, scale: jax.Array, noise: dict[str, jax.Array]) -> None:

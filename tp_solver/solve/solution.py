@@ -133,7 +133,7 @@ class Solution:
         return self.theory.program.depth
 
     def Phi(self, layer: int, t: int, s: int) -> np.ndarray:
-        """Feature kernel <phi(h_mu(t)) phi(h_nu(s))>, (P, P) (``theory/feature_learning.md``).
+        """Feature kernel <phi(h_mu(t)) phi(h_nu(s))>, (P, P) (``theory/feature_learning.md``, FL.5).
 
         Raises:
             RangeError: for a layer or time out of range.
