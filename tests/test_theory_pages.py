@@ -24,7 +24,7 @@ PREFIXES = {
     "kernel_regime": "KR",
 }
 LABEL = re.compile(r"\b(?:" + "|".join(PREFIXES.values()) + r")\.\d+\b")
-CITED = re.compile(r"theory/(?P<page>\w+)\.md`*(?:, \"(?P<heading>[^\"]+)\")?")
+CITED = re.compile(r"theory/(?P<page>\w+)\.md`*(?:, \"(?P<heading>[^\"]+)\")?(?:, (?P<label>[A-Z]{2}\.\d+))?")
 
 
 def load_printer():
@@ -102,6 +102,7 @@ def test_cited_pages_and_headings_exist(path):
         page = THEORY / f"{m['page']}.md"
         assert page.exists(), f"theory/{m['page']}.md"
         assert m["heading"] is None or m["heading"] in headings(page), f"{page.name} has no heading {m['heading']!r}"
+        assert m["label"] is None or m["label"] in labels(page), f"{page.name} has no equation {m['label']}"
 
 
 @pytest.mark.parametrize("page", [*PAGES, README], ids=name)
