@@ -244,7 +244,8 @@ def state_leaves(state: SiteState) -> list[tuple[str, Any]]:
 
 def state_from_leaves(plan: Layout, arrays: Mapping[str, np.ndarray]) -> SiteState:
     """The site state from its leaves; observers are not needed for predictions."""
-    leaf = {name: jnp.asarray(a) for name, a in arrays.items()}
+    with jax.enable_x64(True):  # else doubles would be rounded to single precision
+        leaf = {name: jnp.asarray(a) for name, a in arrays.items()}
 
     def basis(m: str, side: str) -> Basis:
         return Basis(*(leaf[f"operators/{m}/{side}/{n}"] for n in ("rows", "used", "scale")))

@@ -6,6 +6,7 @@ build expressions and nothing else.
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import sympy as sp
@@ -115,6 +116,12 @@ def _integer(text: Any) -> sp.Integer:
     return sp.Integer(int(text))
 
 
+def _rational(numerator: Any, denominator: Any) -> sp.Rational:
+    if _integer(denominator) == 0:
+        raise _damaged([numerator, denominator])
+    return sp.Rational(_integer(numerator), _integer(denominator))
+
+
 def _float(sign: Any, mantissa: Any, exponent: Any, precision: Any) -> sp.Float:
     if not (sign in (0, 1) and type(exponent) is int and type(precision) is int and abs(exponent) < 10_000 and 1 < precision < 4096):
         raise _damaged([sign, mantissa, exponent, precision])
@@ -133,11 +140,14 @@ def _symbol(name: Any, assumptions: Any) -> sp.Symbol:
 _LEAVES: dict[str, Any] = {
     "constant": _CONSTANTS.__getitem__,
     "integer": _integer,
-    "rational": lambda p, q: sp.Rational(_integer(p), _integer(q)),
+    "rational": _rational,
     "float": _float,
     "symbol": _symbol,
 }
 
 
 def _damaged(part: Any) -> FileFormatError:
-    return FileFormatError("expression", part, "a tree written by tp_solver", "the file is damaged or was not written by tp_solver")
+    shown = reprlib.repr(part)  # shortened: a damaged tree may be long or deep
+    return FileFormatError(
+        "expression", f"the part {shown}", "a tree written by tp_solver", "the file is damaged or was not written by tp_solver"
+    )
