@@ -36,7 +36,9 @@ every_solver = pytest.mark.parametrize(("net", "method"), SOLVERS, ids=[f"{n}, {
 def solved(net, method, x=X, y=Y, x_test=None, parameterization=tp.muP, lr=0.3, seed=0, samples=512):
     task = tp.Task(x, y, x_test, None if x_test is None else np.zeros(len(x_test)))
     theory = tp.limit(NETS[net], parameterization, tp.GradientDescent(lr, STEPS))
-    return tp.solve(theory, task, 1.2, samples=samples, replicates=4, seed=seed, method=METHODS[method] if isinstance(method, str) else method)
+    return tp.solve(
+        theory, task, 1.2, samples=samples, replicates=4, seed=seed, method=METHODS[method] if isinstance(method, str) else method
+    )
 
 
 @cache
