@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import qmc
 
-SOBOL_DIMENSIONS = 256
+SOBOL_DIMENSIONS = 64
 """Leading columns that come from one scrambled Sobol sequence; later ones are pseudo-random."""
 
 
