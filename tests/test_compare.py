@@ -229,6 +229,19 @@ def test_a_kernel_regime_run_end_to_end():
     assert c.slope is None
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_several_outputs(outputs):
+    """Labels with an output axis; the tangent kernel is compared where it has the same meaning on both sides."""
+    rng = np.random.default_rng(1)
+    train, task = tp.GradientDescent(lr=0.3, steps=2), tp.Task(TASK.X, rng.standard_normal((P, outputs)), TASK.X_test)
+    sol = tp.solve(tp.limit(tp.mlp(1, tp.erf), tp.ntk, train), task)
+    ens = tp.simulate(tp.mlp(1, tp.erf), tp.ntk, train, task, widths=(512,), seeds=30, progress=False)
+    c = compare(sol, ens)
+    rows = ("f, rms", "f_test, rms", "loss, final", "variance of f, rms", "variance of f_test, rms", "Phi^1(2,2), relative")
+    assert all(c[name].sigmas < 4 for name in rows), c  # as above
+    assert any(n.startswith("ntk") for n in c.notes) == (outputs > 1)
+
+
 def test_tables_show_every_row(sol):
     c = compare(sol, ensemble())
     for row in c.rows:

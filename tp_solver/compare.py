@@ -274,9 +274,9 @@ def _table(sol: Solution, ens: Ensemble, widest: int) -> tuple[list[Row], list[s
     return rows, notes
 
 
-def _errors(sol: Solution, ens: Ensemble, widest: int, name: str, args: tuple[int, ...] = ()) -> np.ndarray:
+def _errors(sol: Solution, ens: Ensemble, widest: int, name: str) -> np.ndarray:
     """Combined standard error: of the mean over seeds, and of the solution."""
-    return np.hypot(sol.stderr(name, *args), ens.stderr(name, *args)[widest])
+    return np.hypot(sol.stderr(name), ens.stderr(name)[widest])
 
 
 def _numbers(name: str, theory: np.ndarray, nets: np.ndarray, error: np.ndarray) -> Iterator[Row]:
@@ -315,14 +315,18 @@ def _add_kernel(rows: list[Row], notes: list[str], sol: Solution, ens: Ensemble,
     """A row for one kernel, or a note on why there is none."""
     label = f"{name}({args[0]})" if name == "ntk" else f"{name}^{args[0]}({args[1]},{args[2]})"
     try:
-        theory = getattr(sol, name)(*args)
-        error = _errors(sol, ens, widest, name, args)
+        theory, known = getattr(sol, name)(*args), sol.stderr(name, *args)
     except RangeError as reason:
         notes.append(f"{label} is left out: {reason.field}: got {reason.got}; expected {reason.expected}")
         return
-    mean = getattr(ens, name)(*args)[widest].mean(axis=0)
+    nets, scatter = getattr(ens, name)(*args)[widest], ens.stderr(name, *args)[widest]
+    if scatter.size != theory.size:
+        notes.append(f"{label} is left out: that of the nets is between all outputs, that of the limit for one of them")
+        return
+    difference = nets.mean(axis=0).reshape(theory.shape) - theory
+    error = np.hypot(known, scatter.reshape(theory.shape))
     scale = float(np.linalg.norm(theory)) or 1.0
-    rows.append(Row(f"{label}, relative", None, None, float(np.linalg.norm(mean - theory)) / scale, float(np.linalg.norm(error)) / scale))
+    rows.append(Row(f"{label}, relative", None, None, float(np.linalg.norm(difference)) / scale, float(np.linalg.norm(error)) / scale))
 
 
 def _fitted(widths: tuple[int, ...], per_seed: np.ndarray) -> tuple[float | None, tuple[float, float] | None]:
