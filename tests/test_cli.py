@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -317,8 +315,3 @@ def test_interrupts_end_quietly(small, monkeypatch, capsys):
     monkeypatch.setitem(COMMANDS, "derive", interrupted)
     assert main(["derive", str(small)]) == 130
     assert "Traceback" not in capsys.readouterr().err
-
-
-def test_fractions_are_the_library_s_own_words():
-    assert config.read(EXAMPLE).parameterization().a[0] == Fraction(-1, 2)
-    assert json.loads(json.dumps(list(config.SCHEMA)))[0] == "network"
