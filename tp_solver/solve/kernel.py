@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tp_solver.errors import RangeError
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.limit.regime import Regime
+from tp_solver.program.losses import SquaredError
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientDescent
 from tp_solver.solve.constants import numeric_constants
 from tp_solver.solve.kernel_dynamics import KernelTrajectory, dynamics
 from tp_solver.solve.kernel_propagation import InitialKernels, propagate
+from tp_solver.solve.machine import loss_and_error
 from tp_solver.solve.solution import Fields, Solution, Status
 
 
@@ -24,13 +28,17 @@ class StaticKernels:
     """Kernels that do not move: those of initialisation, whatever the time.
 
     Attributes:
-        Phi_layers, G_layers: (layers, P, P); tangent: (P, P) without lr.
+        Phi_layers, G_layers: (layers, P, P), G of a single output; tangent: (P, P) without lr.
+        e: mean weighted errors (T + 1, P, K) where there are several outputs, else None.
+        e_cov: their covariance at equal times, summed over outputs, (T + 1, P, P); NaN where it has no closed form.
         theory, task, gamma0: to predict at new points.
     """
 
     Phi_layers: np.ndarray
     G_layers: np.ndarray
     tangent: np.ndarray
+    e: np.ndarray | None
+    e_cov: np.ndarray | None
     theory: LimitEquations
     task: Task
     gamma0: float
@@ -39,7 +47,16 @@ class StaticKernels:
         return self.Phi_layers[layer - 1]
 
     def G(self, layer: int, t: int, s: int) -> np.ndarray:
-        return self.G_layers[layer - 1]
+        """Constant for one output; for several, that of the loss gradients, whose errors shrink with time."""
+        if self.e is None or self.e_cov is None:
+            return self.G_layers[layer - 1]
+        fluctuation = self.e_cov[t] if t == s else np.where(self.e_cov[t] == 0, 0.0, np.nan)
+        if np.isnan(fluctuation).any():
+            raise RangeError(
+                "G", "loss gradients of a random initial function", "squared error and equal times",
+                "simulate the nets for this one, or start from zero (gamma0 = 0 or a mean-field readout)",
+            )  # fmt: skip
+        return self.G_layers[layer - 1] * (self.e[t] @ self.e[s].T + fluctuation)
 
     def A(self, layer: int, t: int, s: int) -> np.ndarray:
         """Responses vanish in the kernel regime."""
@@ -65,11 +82,12 @@ class StaticKernels:
         return np.zeros_like(self.tangent)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"Phi": self.Phi_layers, "G": self.G_layers, "tangent": self.tangent}
+        several = {} if self.e is None or self.e_cov is None else {"e": self.e, "e_cov": self.e_cov}
+        return {"Phi": self.Phi_layers, "G": self.G_layers, "tangent": self.tangent, **several}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], theory: Any, task: Any, gamma0: float) -> StaticKernels:
-        return cls(arrays["Phi"], arrays["G"], arrays["tangent"], theory, task, gamma0)
+        return cls(arrays["Phi"], arrays["G"], arrays["tangent"], arrays.get("e"), arrays.get("e_cov"), theory, task, gamma0)
 
 
 def _trajectory(
@@ -107,9 +125,9 @@ def solve_kernel(theory: LimitEquations, task: Task, gamma0: float) -> Solution:
         values["f_test"], errors["f_test"] = shown(trajectory.f_test), shown(trajectory.f_stderr[:, P:])
         if y_test is not None:
             values["loss_test"], errors["loss_test"] = trajectory.loss_test, trajectory.loss_test_stderr
-    kernels = StaticKernels(
-        np.array([k[:P, :P] for k in initial.Phi]), np.array([k[:P, :P] for k in initial.G]), initial.ntk[:P, :P], theory, task, gamma0
-    )
+    e, e_cov = (None, None) if squeeze else _error_moments(theory, task, trajectory)
+    Phi, G = (np.array([k[:P, :P] for k in layers]) for layers in (initial.Phi, initial.G))
+    kernels = StaticKernels(Phi, G, initial.ntk[:P, :P], e, e_cov, theory, task, gamma0)
     bad = trajectory.first_bad
     if bad is not None:
         values, errors = ({k: v[:bad] for k, v in d.items()} for d in (values, errors))
@@ -132,3 +150,16 @@ def solve_kernel(theory: LimitEquations, task: Task, gamma0: float) -> Solution:
         message + (", the limit gamma0 -> 0" if lazy else ""),
         f_cov=covariance if theory.spec.random_output else None,
     )
+
+
+def _error_moments(theory: LimitEquations, task: Task, trajectory: KernelTrajectory) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (T + 1, P, K) of the weighted errors e = -p dl/df, and their covariance summed over outputs (T + 1, P, P)."""
+    P = task.P
+    y, _ = task.targets(theory.training.loss)
+    with jax.enable_x64(True):
+        flat = trajectory.f.reshape(-1, y.shape[1])
+        _, error = loss_and_error(theory.training.loss, jnp.asarray(flat), jnp.asarray(np.tile(y, (len(trajectory.f), 1))))
+    covariance = trajectory.f_cov[:, :P, :P].sum(axis=-1) / P**2
+    if not isinstance(theory.training.loss, SquaredError):
+        covariance = np.where(covariance == 0, 0.0, np.nan)
+    return np.asarray(error).reshape(trajectory.f.shape) / P, covariance

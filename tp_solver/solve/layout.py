@@ -22,6 +22,11 @@ class Home:
     basis: str
     side: str | None = None
 
+    @property
+    def opposite(self) -> Home:
+        """The other side of the same matrix."""
+        return Home(self.basis, ABOVE if self.side == BELOW else BELOW)
+
     def __str__(self) -> str:
         return self.basis if self.side is None else f"{self.basis}.{self.side}"
 
@@ -51,6 +56,18 @@ class Layout:
     def hidden(self) -> tuple[str, ...]:
         """Names of the hidden matrices."""
         return tuple(m.name for m in self.program.matrices if m.role is Role.HIDDEN)
+
+    def hidden_products(self) -> list[Product]:
+        """All products with hidden matrices, forward then backward."""
+        return [s for s in (*self.program.statements, *self.backward.statements) if isinstance(s, Product) and s.matrix in self.hidden]
+
+    def side_of(self, product: Product) -> Home:
+        """The basis that the argument of a hidden product lives in."""
+        return Home(product.matrix, ABOVE if product.transpose else BELOW)
+
+    def coordinate_key(self, variable: str, home: Home) -> str:
+        """Name under which the coordinates of a variable in a basis are recorded; a variable may meet several matrices."""
+        return variable if self.homes.get(variable) == home else f"{home}:{variable}"
 
     def noise_products(self) -> list[Product]:
         """Forward products with hidden matrices: each needs its own noise at new points."""

@@ -157,7 +157,7 @@ def _step(
         identity,
         coordinates,
         squares,
-        {f"{m}:{v}": a for m in plan.hidden for v, a in acting[m].response.items()},
+        {response_key(m, transpose, v): a for m in plan.hidden for (transpose, v), a in acting[m].response.items()},
         {v: env[v] for layer in plan.program.layers for v in _site_fields(plan, layer)},
     )
     for pair in plan.backward.pairs:
@@ -176,15 +176,20 @@ def _site_fields(plan: Layout, layer: Any) -> tuple[str, ...]:
 def _observe(
     plan: Layout, observers: dict[str, Basis], env: Env, acting: Mapping[str, Any], tol: Any
 ) -> tuple[dict[str, jax.Array], dict[str, Basis]]:
-    """Coordinates of every recorded variable; observers grow, the operators already did."""
+    """Coordinates of every vector in every basis that it met; observers grow, the operators already did."""
     out, bases = {}, dict(observers)
+    for m in plan.hidden:
+        for side, known in ((BELOW, acting[m].below), (ABOVE, acting[m].above)):
+            out |= {plan.coordinate_key(v, Home(m, side)): c for v, c in known.items()}
     for variable, home in plan.homes.items():
-        if home.side is not None:
-            known = acting[home.basis].below if home.side == BELOW else acting[home.basis].above
-            out[variable] = known[variable]
-        else:
+        if home.side is None:
             bases[home.basis], out[variable] = extend(bases[home.basis], env[variable], tol)
     return out, bases
+
+
+def response_key(matrix: str, transpose: bool, argument: str) -> str:
+    """Name under which the response of a product is recorded."""
+    return f"{matrix}{'.T' if transpose else ''}:{argument}"
 
 
 def _inner(a: str, b: str, plan: Layout, env: Env, coordinates: Mapping[str, jax.Array], squares: Mapping[str, jax.Array]) -> jax.Array:

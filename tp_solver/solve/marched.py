@@ -18,7 +18,7 @@ from tp_solver.program.training import GradientFlow
 from tp_solver.solve.formal import FormalResponses, formal_responses
 from tp_solver.solve.layout import Home, Layout
 from tp_solver.solve.machine import input_coordinates
-from tp_solver.solve.march import SiteState, new_points, predict
+from tp_solver.solve.march import SiteState, new_points, predict, response_key
 from tp_solver.solve.operator import OperatorState
 from tp_solver.solve.prepare import Prepared, prepare
 from tp_solver.solve.solution import Fields
@@ -151,18 +151,14 @@ class MarchedKernels:
         return self._response(tr, self._product(lambda p: p.matrix == matrix and p.arg == used and p.transpose, layer), t, s)
 
     def _product(self, wanted: Any, layer: int) -> Product:
-        hidden = {m.name for m in self.plan.program.matrices if m.role is Role.HIDDEN}
-        for p in self._sequence():
-            if p.matrix in hidden and wanted(p):
+        for p in self.plan.hidden_products():
+            if wanted(p):
                 return p
         raise RangeError("layer", layer, "a layer that a hidden matrix reads", "responses live between two hidden layers")
 
-    def _sequence(self) -> list[Product]:
-        return [s for s in (*self.plan.program.statements, *self.plan.backward.statements) if isinstance(s, Product)]
-
     def _response(self, tr: Trajectory, product: Product, t: int, s: int) -> np.ndarray:
         """The coefficients of the earlier opposite products, first one of each time, in the response of ``product`` at t."""
-        sequence = self._sequence()
+        sequence = self.plan.hidden_products()
         opposite = [q for q in sequence if q.matrix == product.matrix and q.transpose != product.transpose]
         if isinstance(tr.source, ExactColumns):
             if 0 not in self._formal:
@@ -170,7 +166,7 @@ class MarchedKernels:
             return self._formal[0].response(product, opposite[0], t * self.stride, s * self.stride)
         here = sequence.index(product)
         scale = self.prepared.columns.scales[product.matrix]
-        target = tr.responses[f"{product.matrix}:{product.arg}"][t * self.stride] / scale**2
+        target = tr.responses[response_key(product.matrix, product.transpose, product.arg)][t * self.stride] / scale**2
         blocks: list[np.ndarray] = []
         wanted: int | None = None
         for i in range(t * self.stride + 1):
@@ -178,13 +174,12 @@ class MarchedKernels:
                 if i < t * self.stride or sequence.index(q) < here:
                     if i == s * self.stride and wanted is None:
                         wanted = len(blocks)
-                    blocks.append(tr.coordinates[q.arg][i][:, : target.shape[1]])
+                    blocks.append(tr.coordinates[self.plan.coordinate_key(q.arg, self.plan.side_of(q))][i])
         points = len(target)
         if wanted is None:
             return np.zeros((points, points))
-        design = np.concatenate(blocks)
-        width = design.shape[1]
-        solution = np.linalg.lstsq(design.T, target[:, :width].T, rcond=1e-13)[0]
+        # directions below 1e-3 of the largest carry sampling noise alone; A G does not depend on them
+        solution = np.linalg.lstsq(np.concatenate(blocks).T, target.T, rcond=1e-3)[0]
         return solution[wanted * points : (wanted + 1) * points].T
 
     def arrays(self) -> dict[str, np.ndarray]:

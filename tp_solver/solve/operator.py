@@ -33,7 +33,7 @@ class LimitOperator:
         self._tol = tol
         self.below: dict[str, jax.Array] = {}
         self.above: dict[str, jax.Array] = {}
-        self.response: dict[str, jax.Array] = {}
+        self.response: dict[tuple[bool, str], jax.Array] = {}
 
     def coordinates_below(self, name: str, x: jax.Array) -> jax.Array:
         """Coordinates (P, R) of a vector in the lower basis, which grows to hold it."""
@@ -56,7 +56,7 @@ class LimitOperator:
         c = self.coordinates_below(name, x)
         s = self.state
         a = x @ s.eps_r.T / x.shape[1]
-        self.response[name] = a
+        self.response[False, name] = a
         return c @ s.eps_u + (a + c @ s.learned.T) @ s.above.rows
 
     def backward(self, name: str, y: jax.Array) -> jax.Array:
@@ -64,7 +64,7 @@ class LimitOperator:
         d = self.coordinates_above(name, y)
         s = self.state
         b = y @ s.eps_u.T / y.shape[1]
-        self.response[name] = b
+        self.response[True, name] = b
         return d @ s.eps_r + (b + d @ s.learned) @ s.below.rows
 
     def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:

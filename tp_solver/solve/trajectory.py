@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
-from tp_solver.solve.layout import Columns, Home
+from tp_solver.solve.layout import Columns, Home, Layout
 from tp_solver.solve.march import (
     LADDER,
     Batch,
@@ -23,6 +22,7 @@ from tp_solver.solve.march import (
     new_points,
     predict,
     ranks,
+    response_key,
     roomier,
     step,
 )
@@ -35,7 +35,8 @@ class Trajectory:
     Attributes:
         f: (T + 1, P, K); f_new: (T + 1, P_new, K) or None; loss: (T + 1,); ntk: (T + 1, P, P), without lr.
         identity: (T + 1,) relative violation of <(W x) y> = <x (W^T y)>.
-        coordinates: variable -> (T + 1, P, R); squares: variable -> (T + 1, P); responses: "matrix:variable" -> (T + 1, P, R).
+        coordinates: variable -> (T + 1, P, R); squares: variable -> (T + 1, P); responses: product (see
+            ``response_key``) -> (T + 1, P, K).
         fields: time -> variable -> (P, S) samples.
         state: the state at the last good time, before an update; source: its columns.
         used: final rank of every basis.
@@ -128,9 +129,9 @@ def march(
         loss=np.array([m.loss for m in moments]),
         ntk=np.array([m.ntk for m in moments]),
         identity=np.array([m.identity for m in moments]),
-        coordinates=_stacked([m.coordinates for m in moments]),
-        squares=_stacked([m.squares for m in moments]),
-        responses=_stacked([m.responses for m in moments]),
+        coordinates=_stacked([m.coordinates for m in moments], _widths(setting.plan, final)),
+        squares={v: np.array([m.squares[v] for m in moments]) for v in (moments[0].squares if moments else ())},
+        responses=_stacked([m.responses for m in moments], _response_widths(setting.plan, final)),
         fields=fields,
         state=last,
         source=source,
@@ -168,14 +169,21 @@ def _trouble(moment: Moment, loss: float, first: float) -> str:
     return "the loss, which runs away" if loss > RUNAWAY * max(1.0, first) else ""
 
 
-def _stacked(parts: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Stack over times, padding the last axis to the final capacity."""
+def _widths(plan: Layout, used: Mapping[Home, int]) -> dict[str, int]:
+    """Rank of the basis that every recorded coordinate array refers to."""
+    out = {plan.coordinate_key(s.arg, h): used[h] for s in plan.hidden_products() for h in [plan.side_of(s)]}
+    return out | {v: used[home] for v, home in plan.homes.items()}
+
+
+def _response_widths(plan: Layout, used: Mapping[Home, int]) -> dict[str, int]:
+    return {response_key(s.matrix, s.transpose, s.arg): used[plan.side_of(s).opposite] for s in plan.hidden_products()}
+
+
+def _stacked(parts: list[dict[str, Any]], widths: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Stack over times, the last axis cut or padded to the final rank."""
     out = {}
     for key in parts[0] if parts else ():
-        arrays = [np.asarray(p[key]) for p in parts]
-        if arrays[0].ndim == 1:
-            out[key] = np.stack(arrays)
-            continue
-        width = max(a.shape[-1] for a in arrays)
-        out[key] = np.stack([np.pad(a, ((0, 0), (0, width - a.shape[-1]))) for a in arrays])
+        width = widths[key]
+        arrays = [np.asarray(p[key])[:, :width] for p in parts]
+        out[key] = np.stack([np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays])
     return out
