@@ -177,7 +177,8 @@ def _observe(
     plan: Layout, observers: dict[str, Basis], env: Env, acting: Mapping[str, Any], tol: Any
 ) -> tuple[dict[str, jax.Array], dict[str, Basis]]:
     """Coordinates of every vector in every basis that it met; observers grow, the operators already did."""
-    out, bases = {}, dict(observers)
+    out: dict[str, jax.Array] = {}
+    bases = dict(observers)
     for m in plan.hidden:
         for side, known in ((BELOW, acting[m].below), (ABOVE, acting[m].above)):
             out |= {plan.coordinate_key(v, Home(m, side)): c for v, c in known.items()}
