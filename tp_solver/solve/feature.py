@@ -28,7 +28,7 @@ def solve_march(
 ) -> Solution:
     """Replicated marches; standard errors hold the scatter, the finite-sample bias, the truncation and the step size
     (``theory/limit_operator.md``, LO.7)."""
-    tol = method.tol if method.tol is not None else min(1e-2, 4 / samples)
+    tol = method.tol if method.tol is not None else min(1e-2, 8 / samples)
     flow = isinstance(theory.training, GradientFlow)
     steps = theory.training.steps
     keep = method.times if method.times is not None else (0, steps)
@@ -55,7 +55,7 @@ def solve_march(
             )
             capacity = dict(trajectory.capacity)
             out.append(trajectory)
-            if trajectory.first_bad is not None:
+            if trajectory.failure is not None:
                 break
         return Runs(tuple(out), stride)
 
@@ -63,7 +63,7 @@ def solve_march(
         fine = method.substeps * 2 if flow else 1
         prepared = prepared_in_steps(theory, task, fine)
         main = runs(replicates, samples, tol, fine)
-        healthy = all(tr.first_bad is None for tr in main.trajectories)
+        healthy = all(tr.failure is None for tr in main.trajectories)
         others: dict[str, Runs[Trajectory]] = {}
         if healthy and flow:
             others["step size"] = runs(replicates, samples, tol, method.substeps)
@@ -72,7 +72,7 @@ def solve_march(
             others["truncation"] = runs(few, samples, min(1.0, 4 * tol), fine)
         values, errors = estimates(main, others, prepared)
     kernels = MarchedKernels(prepared, main.trajectories, main.stride, np.asarray(task.X), gamma0)
-    status, message = _outcome(main, samples, healthy)
+    status, message = _outcome(main, samples, values["f"], errors["f"])
     details = {
         "ranks": final_ranks(main.trajectories),
         "tolerance": tol,
@@ -112,11 +112,11 @@ def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Line
         fine = method.substeps * 2 if flow else 1
         prepared = prepared_in_steps(theory, task, fine)
         main = runs(fine)
-        healthy = main.trajectories[0].first_bad is None
+        healthy = main.trajectories[0].failure is None
         others = {"step size": runs(method.substeps)} if flow and healthy else {}
         values, errors = estimates(main, others, prepared)
     kernels = MarchedKernels(prepared, main.trajectories, main.stride, np.asarray(task.X), gamma0)
-    status, message = _outcome(main, None, healthy)
+    status, message = _outcome(main, None, values["f"], errors["f"])
     details = {"ranks": final_ranks(main.trajectories), "tolerance": EXACT_TOL}
     return solution(theory, task, gamma0, method.name, values, errors, kernels, status, message, details)
 
@@ -125,15 +125,24 @@ EXACT_TOL = 1e-15
 """Share of the squared size below which a direction is rounding noise."""
 
 
-def _outcome(main: Runs[Trajectory], samples: int | None, healthy: bool) -> tuple[Status, str]:
-    if not healthy:
-        bad = next(tr for tr in main.trajectories if tr.first_bad is not None)
-        finite = Status.DIVERGED if "runs away" in bad.cause else Status.NONFINITE
-        if bad.cause == "an interrupt":
-            finite = Status.INTERRUPTED
-        last = f"the last good state is step {len(bad.f) - 1}" if len(bad.f) else "no state is good"
-        return finite, f"{bad.cause} at step {bad.first_bad}; {last}; {finite.advice}"
+RESOLVED = 0.05
+"""Largest standard error of f, and largest violation of <(W x) y> = <x (W^T y)>, relative to their sizes, that passes."""
+
+
+def _outcome(main: Runs[Trajectory], samples: int | None, f: np.ndarray, error: np.ndarray) -> tuple[Status, str]:
+    """How the march ended; success needs the identity of transposition and the estimated error to be small."""
+    for tr in main.trajectories:
+        if tr.failure is not None:
+            bad = tr.failure
+            last = f"the last good state is step {len(tr.f) - 1}" if len(tr.f) else "no state is good"
+            return bad.status, f"{bad.quantity} at step {bad.time}; {last}; {bad.status.advice}"
     worst = max(max(tr.used.values()) for tr in main.trajectories)
     if samples is not None and worst > samples // 8:
         return Status.RANK_SATURATED, f"{worst} directions for {samples} samples; {Status.RANK_SATURATED.advice}"
+    relative = float(np.sqrt(np.mean(error**2) / max(np.mean(f**2), 1e-300)))
+    identity = max(float(tr.identity.max()) for tr in main.trajectories)
+    if relative > RESOLVED:
+        return Status.STALLED, f"the estimated error of f is {relative:.1%} of its size; {Status.STALLED.advice}"
+    if identity > RESOLVED:
+        return Status.STALLED, f"<(W x) y> and <x (W^T y)> differ by {identity:.1%} of their size; {Status.STALLED.advice}"
     return Status.COMPLETED, f"all steps done, at most {worst} directions"

@@ -14,7 +14,7 @@ class March:
     """The causal limit operator: any program, one pass in time.
 
     Args:
-        tol: directions whose share of the squared size is below this are dropped; None chooses 4 / samples, what the
+        tol: directions whose share of the squared size is below this are dropped; None chooses 8 / samples, what the
             samples can resolve.
         times: times whose single-site samples are kept for densities; None keeps the first and the last.
         bias: whether to spend two further runs of half the samples and of four times the tolerance, so that standard errors
@@ -62,24 +62,28 @@ class Linear:
 class FixedPoint:
     """Self-consistent iteration on explicit two-time kernels Phi, G, A, B (Bordelon & Pehlevan 2022).
 
+    Programs whose maps are all linear take exact sites instead of samples, and single entries of A and B are exact.
+
     Args:
         max_iterations: sweeps before giving up.
-        tol: relative change of the error signal below which the iteration has converged; kernels may change ten times that.
+        tol: relative residual of the error signal below which the iteration has converged; kernels may change ten times that.
         truncation: share of a noise covariance's variance below which directions are dropped; None chooses 4 / samples.
-        exact: whether sites are the Gaussian directions themselves instead of samples (all maps linear).
-        depth: how many earlier sweeps the acceleration combines; 0 is the plain iteration.
+        substeps: gradient flow only, as for :class:`March`.
+        memory: GiB that fields and kernels may take; more is refused.
     """
 
     max_iterations: int = 60
     tol: float = 1e-6
     truncation: float | None = None
-    depth: int = 0
+    substeps: int = 4
+    memory: float = 2.0
     name = "fixed_point"
 
     def __post_init__(self) -> None:
         checks.integer("max_iterations", self.max_iterations, minimum=1)
         checks.number("tol", self.tol, above=0.0)
-        checks.integer("depth", self.depth, minimum=0)
+        checks.integer("substeps", self.substeps, minimum=1)
+        checks.number("memory", self.memory, above=0.0)
         if self.truncation is not None:
             checks.number("truncation", self.truncation, above=0.0, maximum=1.0)
 

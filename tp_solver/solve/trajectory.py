@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from tp_solver.numerics.basis import Basis
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
-from tp_solver.solve.layout import Columns, Home, Layout
+from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home, Layout
 from tp_solver.solve.march import (
     LADDER,
     Batch,
@@ -26,6 +28,16 @@ from tp_solver.solve.march import (
     roomier,
     step,
 )
+from tp_solver.solve.solution import Status
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a march stopped: the kind, the quantity, and the first bad time."""
+
+    status: Status
+    quantity: str
+    time: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Trajectory:
         fields: time -> variable -> (P, S) samples.
         state: the state at the last good time, before an update; source: its columns.
         used: final rank of every basis.
-        last: last finite time; ``first_bad`` the first time with a non-finite or runaway value, or None.
+        failure: what stopped the march before its last step, or None.
     """
 
     f: np.ndarray
@@ -56,8 +68,7 @@ class Trajectory:
     source: SampledColumns | ExactColumns
     capacity: Mapping[Home, int]
     used: Mapping[Home, int]
-    first_bad: int | None
-    cause: str = ""
+    failure: Failure | None
 
 
 MARGIN = 6
@@ -88,24 +99,26 @@ def march(
     new: list[np.ndarray] = []
     fields: dict[int, Mapping[str, np.ndarray]] = {}
     points: NewPoints | None = None
-    first_bad, cause = None, ""
-    last = state
+    failure: Failure | None = None
+    last, held = state, {h: 0 for h in capacity}
     t = 0
     while t <= steps:
+        before = None
         try:
             before, after, moment = step(setting, state, batch, float(t < steps))
             used = ranks(after)
         except KeyboardInterrupt:
-            first_bad, cause = t, "an interrupt"
+            failure = Failure(Status.INTERRUPTED, "Ctrl-C", t)
+            last = last if before is None else _restored(last, before, held)
             break
         if any(used[h] > capacity[h] for h in capacity):  # directions were lost: start again with more room
             capacity = roomier(capacity, used)
             state, moments, new, fields, t, points = _fresh(columns, source, capacity, dtype), [], [], {}, 0, None
             continue
         loss = float(moment.loss)
-        cause = _trouble(moment, loss, float(moments[0].loss) if moments else loss)
-        if cause:
-            first_bad = t
+        failure = _trouble(moment, t, loss, float(moments[0].loss) if moments else loss)
+        if failure:
+            last = _restored(last, before, held)
             break
         if test_inputs is not None:
             if points is None:
@@ -114,7 +127,7 @@ def march(
         if t in keep:
             fields[t] = {k: np.asarray(v) for k, v in moment.fields.items()}
         moments.append(moment._replace(fields={}))
-        state, last = after, before
+        state, last, held = after, before, used
         if t == steps:
             break
         t += 1
@@ -124,8 +137,8 @@ def march(
         tick(t, loss, max(used.values()))
     final = ranks(last) if moments else {h: 0 for h in capacity}
     return Trajectory(
-        f=np.array([m.f for m in moments]),
-        f_new=np.array(new) if test_inputs is not None else None,
+        f=np.array([m.f for m in moments]).reshape(-1, *batch.y.shape),
+        f_new=np.array(new).reshape(-1, len(test_inputs[0]), batch.y.shape[1]) if test_inputs is not None else None,
         loss=np.array([m.loss for m in moments]),
         ntk=np.array([m.ntk for m in moments]),
         identity=np.array([m.identity for m in moments]),
@@ -137,9 +150,26 @@ def march(
         source=source,
         capacity=capacity,
         used=final,
-        first_bad=first_bad,
-        cause=cause,
+        failure=failure,
     )
+
+
+def _restored(last: SiteState, later: SiteState, held: Mapping[Home, int]) -> SiteState:
+    """The last good state, whose bases a further step has used up: bases only grow, so its rows are the first ``held`` of theirs."""
+
+    def basis(b: Basis, capacity: int, count: int) -> Basis:
+        rows = jnp.where(jnp.arange(capacity)[:, None] < count, b.rows[:capacity], 0.0)
+        return Basis(rows, jnp.asarray(count, b.used.dtype), b.scale)
+
+    operators = {
+        m: s._replace(
+            below=basis(later.operators[m].below, len(s.eps_u), held[Home(m, BELOW)]),
+            above=basis(later.operators[m].above, len(s.eps_r), held[Home(m, ABOVE)]),
+        )
+        for m, s in last.operators.items()
+    }
+    observers = {k: basis(b, b.rows.shape[0], held[Home(k)]) for k, b in later.observers.items()}
+    return SiteState(operators, last.sites, observers)
 
 
 def first_capacity(columns: Columns, points: int) -> dict[Home, int]:
@@ -158,15 +188,14 @@ def _sites(state: SiteState) -> int:
     return next(iter(state.sites.values())).shape[1]
 
 
-def _trouble(moment: Moment, loss: float, first: float) -> str:
-    """Which recorded quantity is not finite, or whether the loss runs away; empty if all is well."""
-    for name, values in (("f", {"f": moment.f}), ("Phi or G", moment.squares), ("the NTK", {"ntk": moment.ntk})):
-        for key, v in values.items():
-            if not np.isfinite(np.asarray(v)).all():
-                return f"{name} ({key})" if name == "Phi or G" else name
-    if not np.isfinite(loss):
-        return "the loss"
-    return "the loss, which runs away" if loss > RUNAWAY * max(1.0, first) else ""
+def _trouble(moment: Moment, t: int, loss: float, first: float) -> Failure | None:
+    """The first recorded quantity that is not finite, or a loss that runs away."""
+    quantities = {"f": moment.f, "the loss": moment.loss, "the tangent kernel": moment.ntk}
+    quantities |= {f"the kernel of {v}": a for v, a in moment.squares.items()}
+    for name, values in quantities.items():
+        if not np.isfinite(np.asarray(values)).all():
+            return Failure(Status.NONFINITE, name, t)
+    return Failure(Status.DIVERGED, "the loss", t) if loss > RUNAWAY * max(1.0, first) else None
 
 
 def _widths(plan: Layout, used: Mapping[Home, int]) -> dict[str, int]:
