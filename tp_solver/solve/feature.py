@@ -55,7 +55,7 @@ def solve_march(
             )
             capacity = dict(trajectory.capacity)
             out.append(trajectory)
-            if trajectory.failure is not None:
+            if trajectory.failure is not None and trajectory.failure.status is Status.INTERRUPTED:
                 break
         return Runs(tuple(out), stride)
 
