@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from tp_solver.solve.machine import Env, loss_and_error, run
 from tp_solver.solve.march import Setting
 from tp_solver.solve.operator import InputSites, ReadoutSites
 from tp_solver.solve.prepare import Prepared
-from tp_solver.solve.trajectory import Trajectory
 
 Block = tuple[str, bool, str]
 """A product by matrix, transposition and argument: its Gaussian field at one time is P symbols."""
@@ -82,7 +81,17 @@ class FormalResponses:
         return self.rows[product.arg, t][:, self.book.columns((opposite.matrix, opposite.transpose, opposite.arg), s)]
 
 
-def formal_responses(prepared: Prepared, trajectory: Trajectory, gamma0: float) -> FormalResponses:
+class Coordinated(Protocol):
+    """An exact run: outputs f (T, P, K), and variable -> coordinates (T, P, k) whose inner products are its covariance."""
+
+    @property
+    def f(self) -> np.ndarray: ...
+
+    @property
+    def coordinates(self) -> Mapping[str, np.ndarray]: ...
+
+
+def formal_responses(prepared: Prepared, trajectory: Coordinated, gamma0: float) -> FormalResponses:
     """Run the program once more on coefficient rows, with the order parameters of an exact trajectory."""
     setting: Setting = prepared.setting
     columns: Columns = prepared.columns
