@@ -34,7 +34,7 @@ def test_golden_predictions(golden):
 
 
 def test_golden_kernels_and_responses(golden):
-    assert [golden.Phi(l, 5, 5).item() for l in range(1, 5)] == pytest.approx(SIZES, abs=DIGITS)
+    assert [golden.Phi(layer, 5, 5).item() for layer in range(1, 5)] == pytest.approx(SIZES, abs=DIGITS)
     assert golden.Phi(2, 5, 2).item() == pytest.approx(1.414785131985, abs=DIGITS)
     assert golden.A(1, 5, 2).item() == pytest.approx(-0.025004980581, abs=DIGITS)
     assert golden.A(3, 5, 2).item() == pytest.approx(-0.087749334841, abs=DIGITS)
@@ -46,17 +46,19 @@ def test_reversing_the_layers_exchanges_the_two_passes(golden):
     times = range(0, STEPS + 1, 3)
     for t in times:
         for s in times:
-            for l in range(1, 5):
-                assert golden.Phi(l, t, s) == pytest.approx(golden.G(5 - l, t, s), abs=1e-12)
-            for l in range(1, 4):
-                assert golden.A(l, t, s) == pytest.approx(golden.B(4 - l, t, s), abs=1e-10)
+            for layer in range(1, 5):
+                assert golden.Phi(layer, t, s) == pytest.approx(golden.G(5 - layer, t, s), abs=1e-12)
+            for layer in range(1, 4):
+                assert golden.A(layer, t, s) == pytest.approx(golden.B(4 - layer, t, s), abs=1e-10)
 
 
 def test_responses_are_causal(golden):
     """A and, for linear maps, B vanish unless the source is strictly earlier."""
     for t, s in ((0, 0), (3, 3), (3, 4), (3, 19)):
-        for l in (1, 2, 3):
-            assert golden.A(l, t, s).item() == pytest.approx(0, abs=1e-12) and golden.B(l, t, s).item() == pytest.approx(0, abs=1e-12)
+        for layer in (1, 2, 3):
+            assert golden.A(layer, t, s).item() == pytest.approx(0, abs=1e-12) and golden.B(layer, t, s).item() == pytest.approx(
+                0, abs=1e-12
+            )
 
 
 def test_march_within_three_standard_errors(golden):
@@ -71,9 +73,9 @@ def test_march_is_exact_when_nothing_is_truncated(golden):
     """Sampled columns have exact second moments, and linear nets know no others: 256 samples do."""
     sol = tp.solve(*one_point(), STRENGTH, samples=256, replicates=2, method=tp.March(tol=1e-12, bias=False))
     assert sol.f == pytest.approx(golden.f, abs=1e-8)
-    for l in range(1, 5):
-        assert sol.Phi(l, 5, 2) == pytest.approx(golden.Phi(l, 5, 2), abs=1e-8)
-        assert sol.G(l, 19, 5) == pytest.approx(golden.G(l, 19, 5), abs=1e-8)
+    for layer in range(1, 5):
+        assert sol.Phi(layer, 5, 2) == pytest.approx(golden.Phi(layer, 5, 2), abs=1e-8)
+        assert sol.G(layer, 19, 5) == pytest.approx(golden.G(layer, 19, 5), abs=1e-8)
 
 
 def stack(read, steps, rows, columns):
@@ -102,27 +104,27 @@ class Closed:
         G = [None] + [np.zeros((T, T))] * L + [np.ones((T, T))]
         return H, G, [np.zeros((n, T))] * L, [np.zeros((T, n))] * (L + 1), np.zeros(n)
 
-    def couplings(self, l, H, G, A, B, e):
-        C = A[l - 1] + self.strength * (self.at @ self.memory) * (H[l - 1] @ (e[:, None] * self.at))
-        D = B[l] + self.strength * ((self.memory * G[l + 1]) @ self.at.T) * e
+    def couplings(self, layer, H, G, A, B, e):
+        C = A[layer - 1] + self.strength * (self.at @ self.memory) * (H[layer - 1] @ (e[:, None] * self.at))
+        D = B[layer] + self.strength * ((self.memory * G[layer + 1]) @ self.at.T) * e
         return C, D
 
     def sweep(self, H, G, A, B, f):
         """The right-hand sides, all evaluated with the given left-hand sides."""
         e = (self.y - f) / self.P
         new = [list(H), list(G), list(A), list(B)]
-        for l in range(1, self.L + 1):
-            C, D = self.couplings(l, H, G, A, B, e)
+        for layer in range(1, self.L + 1):
+            C, D = self.couplings(layer, H, G, A, B, e)
             h = np.linalg.inv(np.eye(len(C)) - C @ D)
             g = np.linalg.inv(np.eye(self.T) - D @ C)
-            new[0][l] = h @ (H[l - 1] + C @ G[l + 1] @ C.T) @ h.T
-            new[1][l] = g @ (G[l + 1] + D @ H[l - 1] @ D.T) @ g.T
-            if l < self.L:
-                new[2][l] = h @ C
-            if l > 1:
-                new[3][l - 1] = g @ D
-            if l == self.L:
-                f = np.sum((h @ (H[l - 1] @ D.T + C @ G[l + 1]) @ g.T) * self.at, axis=1) / self.strength
+            new[0][layer] = h @ (H[layer - 1] + C @ G[layer + 1] @ C.T) @ h.T
+            new[1][layer] = g @ (G[layer + 1] + D @ H[layer - 1] @ D.T) @ g.T
+            if layer < self.L:
+                new[2][layer] = h @ C
+            if layer > 1:
+                new[3][layer - 1] = g @ D
+            if layer == self.L:
+                f = np.sum((h @ (H[layer - 1] @ D.T + C @ G[layer + 1]) @ g.T) * self.at, axis=1) / self.strength
         return (*new, f)
 
     def solved(self):
@@ -142,9 +144,13 @@ def three_points(request):
     theory = tp.limit(tp.mlp(depth, tp.linear), tp.muP, tp.GradientDescent(0.3, steps))
     sol = tp.solve(theory, tp.Task(X, Y), 1.2, method="linear")
     H = [np.kron(np.ones((steps + 1, steps + 1)), GRAM)] + [
-        stack(lambda t, s, l=l: sol.Phi(l, t, s), steps, 3, 3) for l in range(1, depth + 1)
+        stack(lambda t, s, layer=layer: sol.Phi(layer, t, s), steps, 3, 3) for layer in range(1, depth + 1)
     ]
-    G = [None] + [stack(lambda t, s, l=l: sol.G(l, t, s)[:1, :1], steps, 1, 1) for l in range(1, depth + 1)] + [np.ones((steps + 1,) * 2)]
+    G = (
+        [None]
+        + [stack(lambda t, s, layer=layer: sol.G(layer, t, s)[:1, :1], steps, 1, 1) for layer in range(1, depth + 1)]
+        + [np.ones((steps + 1,) * 2)]
+    )
     return sol, Closed(GRAM, Y, depth, 0.3, 1.2, steps), H, G
 
 
@@ -152,10 +158,10 @@ def test_closed_equations_have_this_solution(three_points):
     sol, closed, H, G = three_points
     h, g, _, _, f = closed.solved()
     assert sol.f.ravel() == pytest.approx(f, abs=1e-10)
-    for l in range(1, closed.L + 1):
-        assert H[l] == pytest.approx(h[l], abs=1e-10) and G[l] == pytest.approx(g[l], abs=1e-10)
+    for layer in range(1, closed.L + 1):
+        assert H[layer] == pytest.approx(h[layer], abs=1e-10) and G[layer] == pytest.approx(g[layer], abs=1e-10)
         for t in range(sol.steps + 1):
-            assert np.ptp(sol.G(l, t, t)) < 1e-12, "gradients of a linear net are those of every point"
+            assert np.ptp(sol.G(layer, t, t)) < 1e-12, "gradients of a linear net are those of every point"
 
 
 def test_residuals_of_the_closed_equations(three_points):
@@ -164,16 +170,16 @@ def test_residuals_of_the_closed_equations(three_points):
     # g is the same for all points: only the sum over the sources matters in A, and B does not depend on the target
     A = [np.zeros((closed.T * 3, closed.T))]
     B = [np.zeros((closed.T, closed.T * 3))]
-    for l in range(1, closed.L):
-        A.append(stack(lambda t, s, l=l: sol.A(l, t, s).sum(axis=1, keepdims=True), sol.steps, 3, 1))
-        B.append(stack(lambda t, s, l=l: sol.B(l, t, s)[:1], sol.steps, 1, 3))
+    for layer in range(1, closed.L):
+        A.append(stack(lambda t, s, layer=layer: sol.A(layer, t, s).sum(axis=1, keepdims=True), sol.steps, 3, 1))
+        B.append(stack(lambda t, s, layer=layer: sol.B(layer, t, s)[:1], sol.steps, 1, 3))
     B.append(np.zeros((closed.T, closed.T * 3)))
     h, g, a, b, f = closed.sweep(H, G, A, B, sol.f.ravel())
     assert f == pytest.approx(sol.f.ravel(), abs=1e-10)
-    for l in range(1, closed.L + 1):
-        assert h[l] == pytest.approx(H[l], abs=1e-10) and g[l] == pytest.approx(G[l], abs=1e-10)
-    for l in range(1, closed.L):
-        assert a[l] == pytest.approx(A[l], abs=1e-10) and b[l] == pytest.approx(B[l], abs=1e-10)
+    for layer in range(1, closed.L + 1):
+        assert h[layer] == pytest.approx(H[layer], abs=1e-10) and g[layer] == pytest.approx(G[layer], abs=1e-10)
+    for layer in range(1, closed.L):
+        assert a[layer] == pytest.approx(A[layer], abs=1e-10) and b[layer] == pytest.approx(B[layer], abs=1e-10)
 
 
 def test_lazy_limit_is_reached_as_gamma0_squared():

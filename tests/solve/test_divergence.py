@@ -1,0 +1,134 @@
+"""How runs end that do not end well: a status from a closed list, what and when, and the last good state."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tp_solver as tp
+from tp_solver.solve import trajectory
+
+GRAM = np.array([[1, 0.3, -0.2], [0.3, 0.8, 0.1], [-0.2, 0.1, 1.2]])
+X = np.sqrt(3) * np.linalg.cholesky(GRAM)
+Y = np.array([1.0, -1.0, 0.5])
+NEW = np.array([[0.3, 0.2, 0.1]])
+TASK = tp.Task(X, Y, NEW, [0.3])
+MARCH = tp.March(tol=0.01, bias=False)
+
+
+def solved(activation, lr, steps, method, task=TASK, strength=1.5, samples=256, replicates=2):
+    theory = tp.limit(tp.mlp(2, activation), tp.muP, tp.GradientDescent(lr, steps))
+    return tp.solve(theory, task, strength, samples=samples, replicates=replicates, method=method)
+
+
+def assert_cut(sol, steps):
+    """Everything that is held is good, and everything held has the same length."""
+    assert not sol.success and 0 < sol.steps < steps
+    assert len(sol.f) == len(sol.f_test) == len(sol.loss) == len(sol.loss_test) == sol.steps + 1
+    for name in ("f", "f_test", "loss", "loss_test"):
+        assert np.isfinite(getattr(sol, name)).all() and sol.stderr(name).shape == getattr(sol, name).shape
+    assert f"at step {sol.steps + 1}" in sol.message and f"last good state is step {sol.steps}" in sol.message
+    last = sol.steps
+    assert np.isfinite(sol.Phi(2, last, last)).all() and np.isfinite(sol.G(1, last, 0)).all() and np.isfinite(sol.ntk(last)).all()
+    with pytest.raises(tp.RangeError, match=f"0 to {last}"):
+        sol.Phi(1, last + 1, 0)
+    assert str(sol.status) in str(sol) and sol.status.advice in sol.message
+
+
+@pytest.mark.parametrize(("activation", "method"), [(tp.linear, "linear"), (tp.relu, MARCH)], ids=["linear", "march"])
+def test_a_rate_that_is_too_large(activation, method):
+    """Homogeneous nets without bounds run away within a few steps; the message names what did."""
+    sol = solved(activation, 8.0, 30, method)
+    assert sol.status in (tp.Status.DIVERGED, tp.Status.NONFINITE)
+    assert_cut(sol, 30)
+    assert any(quantity in sol.message for quantity in ("the loss at", "the kernel of", "the tangent kernel at", "f at")), sol.message
+    assert "lower lr or gamma0" in sol.message
+    # up to there it is the run that would have ended in time
+    calm = solved(activation, 8.0, sol.steps, method, replicates=sol.details.get("replicates", 1))
+    assert sol.f == pytest.approx(calm.f, rel=1e-9)
+    last = sol.steps
+    assert sol.Phi(1, last, last) == pytest.approx(calm.Phi(1, last, last), rel=1e-9)
+
+
+def test_predictions_after_divergence_are_those_of_the_last_good_state():
+    sol = solved(tp.relu, 8.0, 30, MARCH)
+    assert sol.predict(NEW) == pytest.approx(sol.f_test[-1], rel=1e-9)
+
+
+def test_the_first_bad_step_is_the_first():
+    """One step before, the loss is still below the bound that counts as divergence."""
+    sol = solved(tp.linear, 8.0, 30, "linear")
+    assert sol.loss.max() <= trajectory.RUNAWAY * max(1.0, sol.loss[0])
+    assert sol.loss[-1] > 10 * sol.loss[0]
+
+
+def test_bounded_activations_may_thrash_without_leaving_the_numbers():
+    """A run that merely fails to learn is completed: the loss says so."""
+    sol = solved(tp.tanh, 20.0, 10, MARCH)
+    assert sol.status in (tp.Status.COMPLETED, tp.Status.RANK_SATURATED, tp.Status.DIVERGED)
+    assert np.isfinite(sol.f).all() and sol.loss.max() > sol.loss[0]
+
+
+def test_the_kernel_regime_diverges_too():
+    theory = tp.limit(tp.mlp(2, tp.tanh), tp.ntk, tp.GradientDescent(1e6, 200))
+    sol = tp.solve(theory, tp.Task(X, Y), 1.0)
+    assert sol.status in (tp.Status.DIVERGED, tp.Status.NONFINITE) and not sol.success
+    assert np.isfinite(sol.f).all() and np.isfinite(sol.loss).all() and 0 < sol.steps < 200
+    assert f"at step {sol.steps + 1}" in sol.message and f"last good state is step {sol.steps}" in sol.message
+
+
+def test_a_gradient_flow_with_steps_too_long():
+    theory = tp.limit(tp.mlp(2, tp.linear), tp.muP, tp.GradientFlow(400.0, 10))
+    sol = tp.solve(theory, TASK, 1.5, method=tp.Linear(substeps=1))
+    assert sol.status in (tp.Status.DIVERGED, tp.Status.NONFINITE) and not sol.success
+    assert np.isfinite(sol.f).all() and sol.steps < 10
+
+
+def test_too_few_samples_for_the_directions():
+    sol = solved(tp.tanh, 0.5, 5, tp.March(tol=1e-12, bias=False), samples=64)
+    assert sol.status == tp.Status.RANK_SATURATED and not sol.success
+    assert "raise samples" in sol.message and max(sol.details["ranks"].values()) > 64 // 8
+    assert len(sol.f) == 6 and np.isfinite(sol.f).all(), "the values are there, marked as doubtful"
+    assert solved(tp.tanh, 0.5, 5, MARCH, samples=1024).status == tp.Status.COMPLETED
+
+
+def interrupted_at(call, step):
+    """The step, but Ctrl-C arrives during the given call."""
+    calls = iter(range(10**6))
+
+    def replacement(*arguments):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    return replacement
+
+
+@pytest.mark.parametrize(("activation", "method"), [(tp.linear, "linear"), (tp.tanh, MARCH)], ids=["linear", "march"])
+def test_an_interrupt_returns_what_there_is(activation, method, monkeypatch):
+    whole = solved(activation, 0.3, 8, method)
+    monkeypatch.setattr(trajectory, "step", interrupted_at(5, trajectory.step))
+    sol = solved(activation, 0.3, 8, method)
+    assert sol.status == tp.Status.INTERRUPTED and not sol.success
+    assert_cut(sol, 8)
+    assert np.array_equal(sol.f, whole.f[: sol.steps + 1]) or sol.f == pytest.approx(whole.f[: sol.steps + 1], abs=0.02)
+    assert "Ctrl-C" in sol.message and "solve again" in sol.message
+
+
+def test_an_interrupt_in_a_later_replicate(monkeypatch):
+    """Values are means over what every replicate has."""
+    monkeypatch.setattr(trajectory, "step", interrupted_at(9 + 4, trajectory.step))
+    sol = solved(tp.tanh, 0.3, 8, MARCH)
+    assert sol.status == tp.Status.INTERRUPTED
+    assert_cut(sol, 8)
+
+
+def test_an_interrupt_before_the_first_state(monkeypatch):
+    monkeypatch.setattr(trajectory, "step", interrupted_at(0, trajectory.step))
+    sol = solved(tp.tanh, 0.3, 8, MARCH)
+    assert sol.status == tp.Status.INTERRUPTED and "no state is good" in sol.message
+
+
+def test_every_status_has_an_advice():
+    names = {"completed", "converged", "max_iterations", "stalled", "diverged", "nonfinite", "lost_psd", "rank_saturated", "interrupted"}
+    assert {str(s) for s in tp.Status} == names and all(s.advice for s in tp.Status)
