@@ -69,7 +69,7 @@ def solve_march(
             others["step size"] = runs(replicates, samples, tol, method.substeps)
         if healthy and method.bias:
             others["finite samples"] = runs(replicates, max(64, samples // 2 // 2 * 2), tol, fine)
-            others["truncation"] = runs(few, samples, min(1.0, 4 * tol), fine)
+            others["truncation"] = runs(few, samples, tol / 4, fine)
         values, errors = estimates(main, others, prepared)
     kernels = MarchedKernels(prepared, main.trajectories, main.stride, np.asarray(task.X), gamma0)
     status, message = _outcome(main, samples, values["f"], errors["f"])

@@ -78,6 +78,7 @@ class Moment(NamedTuple):
     coordinates: dict[str, jax.Array]
     squares: dict[str, jax.Array]
     responses: dict[str, jax.Array]
+    met: dict[str, dict[tuple[bool, str], jax.Array]]
     fields: dict[str, jax.Array]
 
 
@@ -158,6 +159,7 @@ def _step(
         coordinates,
         squares,
         {response_key(m, transpose, v): a for m in plan.hidden for (transpose, v), a in acting[m].response.items()},
+        {m: acting[m].met for m in plan.hidden},
         {v: env[v] for layer in plan.program.layers for v in _site_fields(plan, layer)},
     )
     for pair in plan.backward.pairs:
@@ -238,14 +240,25 @@ def _transfer_identity(plan: Layout, env: Env) -> jax.Array:
     return worst
 
 
+def everything_met(plan: Layout) -> dict[str, dict[tuple[bool, str], int]]:
+    """For states whose directions all precede the products of interest."""
+    out: dict[str, dict[tuple[bool, str], int]] = {m: {} for m in plan.hidden}
+    for s in plan.hidden_products():
+        out[s.matrix][s.transpose, s.arg] = np.iinfo(np.int32).max
+    return out
+
+
 @partial(jax.jit, static_argnums=0)
-def predict(setting: Setting, state: SiteState, points: NewPoints, gamma0: Any) -> jax.Array:
-    """Outputs (P_new, K) at new points from the state before an update; the state is not touched."""
+def predict(setting: Setting, state: SiteState, met: dict[str, dict[tuple[bool, str], Any]], points: NewPoints, gamma0: Any) -> jax.Array:
+    """Outputs (P_new, K) at new points from the state before an update; the state is not touched.
+
+    ``met`` says per product how many opposite directions it could respond to at that time (``Moment.met``).
+    """
     plan = setting.plan
     acting: dict[str, Any] = {}
     for m in plan.program.matrices:
         if m.role is Role.HIDDEN:
-            acting[m.name] = Probe(state.operators[m.name], points.scales[m.name], points.noise[m.name])
+            acting[m.name] = Probe(state.operators[m.name], points.scales[m.name], points.noise[m.name], met[m.name])
         elif m.role is Role.READOUT:
             acting[m.name] = ReadoutSites(state.sites[m.name])
         elif m.role is Role.INPUT:

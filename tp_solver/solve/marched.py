@@ -99,7 +99,7 @@ class MarchedKernels:
             for tr in self.trajectories:
                 sites = next(iter(tr.state.sites.values()))
                 points = new_points(self.prepared.columns, x_new, rest, tr.source, sites.shape[1], sites.dtype)
-                values.append(np.asarray(predict(self.prepared.setting, tr.state, points, self.gamma0)))
+                values.append(np.asarray(predict(self.prepared.setting, tr.state, dict(tr.met), points, self.gamma0)))
         spread = np.std(values, axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(values[0])
         return np.mean(values, axis=0), spread
 
@@ -191,6 +191,8 @@ class MarchedKernels:
             for group in ("coordinates", "squares", "responses"):
                 out |= {f"{pre}{group}/{v}": a for v, a in getattr(tr, group).items()}
             out |= {f"{pre}fields/{t}/{v}": a for t, kept in tr.fields.items() for v, a in kept.items()}
+            met = {(m, *product): n for m, counts in tr.met.items() for product, n in counts.items()}
+            out |= {f"{pre}met/{response_key(*product)}": np.array(n) for product, n in met.items()}
             stream = tr.source
             out[f"{pre}stream"] = np.array([stream.samples, *stream.seed] if isinstance(stream, SampledColumns) else [], dtype=np.int64)
             out |= {f"{pre}state/{n}": np.asarray(a) for n, a in state_leaves(tr.state)}
@@ -216,10 +218,13 @@ class MarchedKernels:
                 g: {n.removeprefix(g + "/"): a for n, a in mine.items() if n.startswith(g + "/")}
                 for g in ("coordinates", "squares", "responses", "state")
             }
+            met: dict[str, dict[tuple[bool, str], int]] = {m: {} for m in prepared.setting.plan.hidden}
+            for s in prepared.setting.plan.hidden_products():
+                met[s.matrix][s.transpose, s.arg] = int(mine[f"met/{response_key(s.matrix, s.transpose, s.arg)}"])
             trajectories.append(
                 Trajectory(
                     mine["f"], None, mine["loss"], mine["ntk"], mine["identity"], groups["coordinates"], groups["squares"],
-                    groups["responses"], fields, state_from_leaves(prepared.setting.plan, groups["state"]),
+                    groups["responses"], fields, state_from_leaves(prepared.setting.plan, groups["state"]), met,
                     source_from_stream(mine["stream"]), {}, {}, None,
                 )
             )  # fmt: skip

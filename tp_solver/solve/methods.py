@@ -17,7 +17,7 @@ class March:
         tol: directions whose share of the squared size is below this are dropped; None chooses 8 / samples, what the
             samples can resolve.
         times: times whose single-site samples are kept for densities; None keeps the first and the last.
-        bias: whether to spend two further runs of half the samples and of four times the tolerance, so that standard errors
+        bias: whether to spend two further runs of half the samples and of a quarter of the tolerance, so that standard errors
             hold the finite-sample bias and the truncation, which repeats do not show.
         substeps: gradient flow only: Euler steps per reported interval (the result is extrapolated from this and twice as
             many; the difference enters the standard error).

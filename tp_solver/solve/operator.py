@@ -34,6 +34,8 @@ class LimitOperator:
         self.below: dict[str, jax.Array] = {}
         self.above: dict[str, jax.Array] = {}
         self.response: dict[tuple[bool, str], jax.Array] = {}
+        self.met: dict[tuple[bool, str], jax.Array] = {}
+        """Per product (transposed or not, argument): its response, and how many opposite directions it could respond to."""
 
     def coordinates_below(self, name: str, x: jax.Array) -> jax.Array:
         """Coordinates (P, R) of a vector in the lower basis, which grows to hold it."""
@@ -56,7 +58,7 @@ class LimitOperator:
         c = self.coordinates_below(name, x)
         s = self.state
         a = x @ s.eps_r.T / x.shape[1]
-        self.response[False, name] = a
+        self.response[False, name], self.met[False, name] = a, s.above.used
         return c @ s.eps_u + (a + c @ s.learned.T) @ s.above.rows
 
     def backward(self, name: str, y: jax.Array) -> jax.Array:
@@ -64,7 +66,7 @@ class LimitOperator:
         d = self.coordinates_above(name, y)
         s = self.state
         b = y @ s.eps_u.T / y.shape[1]
-        self.response[True, name] = b
+        self.response[True, name], self.met[True, name] = b, s.below.used
         return d @ s.eps_r + (b + d @ s.learned) @ s.below.rows
 
     def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:
@@ -79,20 +81,26 @@ class Probe:
     One-point functions are exact in law, and the trained state is not touched (``theory/limit_operator.md``, LO.6).
     """
 
-    def __init__(self, state: OperatorState, scale: jax.Array, noise: dict[str, jax.Array]) -> None:
-        self.state, self._scale, self._noise = state, scale, noise
+    def __init__(self, state: OperatorState, scale: jax.Array, noise: dict[str, jax.Array], met: dict[tuple[bool, str], jax.Array]) -> None:
+        self.state, self._scale, self._noise, self._met = state, scale, noise, met
 
     def forward(self, name: str, x: jax.Array) -> jax.Array:
         """As for training points, with ``sqrt(rho)`` independent noise, rho = <x x> - c.c."""
         s = self.state
         c = coordinates(s.below, x)
-        return c @ s.eps_u + self._rest(name, x, c) + (x @ s.eps_r.T / x.shape[1] + c @ s.learned.T) @ s.above.rows
+        response = self._masked(x @ s.eps_r.T / x.shape[1], (False, name))
+        return c @ s.eps_u + self._rest(name, x, c) + (response + c @ s.learned.T) @ s.above.rows
 
     def backward(self, name: str, y: jax.Array) -> jax.Array:
         """A transposed matrix in the forward program."""
         s = self.state
         d = coordinates(s.above, y)
-        return d @ s.eps_r + self._rest(name, y, d) + (y @ s.eps_u.T / y.shape[1] + d @ s.learned) @ s.below.rows
+        response = self._masked(y @ s.eps_u.T / y.shape[1], (True, name))
+        return d @ s.eps_r + self._rest(name, y, d) + (response + d @ s.learned) @ s.below.rows
+
+    def _masked(self, response: jax.Array, product: tuple[bool, str]) -> jax.Array:
+        """Only what the training points' own product could respond to: later directions would bring noise alone."""
+        return jnp.where(jnp.arange(response.shape[1]) < self._met[product], response, 0.0)
 
     def _rest(self, name: str, x: jax.Array, c: jax.Array) -> jax.Array:
         rho = jnp.maximum(jnp.mean(x * x, axis=1) - jnp.sum(c * c, axis=1), 0.0)

@@ -19,7 +19,7 @@ from tp_solver.program.statements import X as INPUTS
 from tp_solver.program.training import GradientFlow
 from tp_solver.solve.layout import ABOVE, BELOW, Home
 from tp_solver.solve.machine import input_coordinates
-from tp_solver.solve.march import Batch, SiteState, new_points, predict
+from tp_solver.solve.march import Batch, SiteState, everything_met, new_points, predict
 from tp_solver.solve.marched import source_from_stream, state_from_leaves, state_leaves
 from tp_solver.solve.operator import InputSites, OperatorState, ReadoutSites
 from tp_solver.solve.prepare import Prepared, prepare
@@ -94,10 +94,13 @@ class StoredKernels:
         if not self.states:
             raise RangeError("predict", "a run without a finite sweep", "a solution with a state", "see sol.message")
         values = []
+        setting = self.prepared.setting
         with jax.enable_x64(True):
             for state, source in zip(self.states, self.sources, strict=True):
                 points = new_points(self.prepared.columns, x_new, rest, source, sites_of(state), jnp.float64)
-                values.append(np.asarray(predict(self.prepared.setting, state, points, self.gamma0)))
+                values.append(
+                    np.asarray(predict(self.prepared.setting, state, everything_met(self.prepared.setting.plan), points, self.gamma0))
+                )
         spread = np.std(values, axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(values[0])
         return np.mean(values, axis=0), spread
 
@@ -225,7 +228,7 @@ def final_states(
         if prepared.test_inputs is not None:
             if points is None:
                 points = new_points(prepared.columns, *prepared.test_inputs, source, sites_of(state), jnp.float64)
-            outputs.append(np.asarray(predict(prepared.setting, state, points, batch.gamma0)))
+            outputs.append(np.asarray(predict(prepared.setting, state, everything_met(prepared.setting.plan), points, batch.gamma0)))
         if t == len(e) - 1:
             break
         for m, pairs in learned_pairs(plan).items():

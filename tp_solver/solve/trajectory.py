@@ -51,6 +51,7 @@ class Trajectory:
             ``response_key``) -> (T + 1, P, K).
         fields: time -> variable -> (P, S) samples.
         state: the state at the last good time, before an update; source: its columns.
+        met: per matrix and product, how many opposite directions it could respond to at that time.
         used: final rank of every basis.
         failure: what stopped the march before its last step, or None.
     """
@@ -65,6 +66,7 @@ class Trajectory:
     responses: Mapping[str, np.ndarray]
     fields: Mapping[int, Mapping[str, np.ndarray]]
     state: SiteState
+    met: Mapping[str, Mapping[tuple[bool, str], int]]
     source: SampledColumns | ExactColumns
     capacity: Mapping[Home, int]
     used: Mapping[Home, int]
@@ -123,7 +125,7 @@ def march(
         if test_inputs is not None:
             if points is None:
                 points = new_points(columns, *test_inputs, source, _sites(state), dtype)
-            new.append(np.asarray(predict(setting, before, points, batch.gamma0)))
+            new.append(np.asarray(predict(setting, before, moment.met, points, batch.gamma0)))
         if t in keep:
             fields[t] = {k: np.asarray(v) for k, v in moment.fields.items()}
         moments.append(moment._replace(fields={}))
@@ -147,6 +149,7 @@ def march(
         responses=_stacked([m.responses for m in moments], _response_widths(setting.plan, final)),
         fields=fields,
         state=last,
+        met={m: {k: int(n) for k, n in counts.items()} for m, counts in moments[-1].met.items()} if moments else {},
         source=source,
         capacity=capacity,
         used=final,
