@@ -98,9 +98,7 @@ class StoredKernels:
         with jax.enable_x64(True):
             for state, source in zip(self.states, self.sources, strict=True):
                 points = new_points(self.prepared.columns, x_new, rest, source, sites_of(state), jnp.float64)
-                values.append(
-                    np.asarray(predict(self.prepared.setting, state, everything_met(self.prepared.setting.plan), points, self.gamma0))
-                )
+                values.append(np.asarray(predict(setting, state, everything_met(setting.plan), points, self.gamma0)))
         spread = np.std(values, axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(values[0])
         return np.mean(values, axis=0), spread
 
