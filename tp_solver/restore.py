@@ -20,6 +20,7 @@ from tp_solver.program.training import Training
 from tp_solver.solve.kernel import StaticKernels
 from tp_solver.solve.marched import MarchedKernels
 from tp_solver.solve.solution import Kernels, Solution, Status
+from tp_solver.solve.stored import StoredKernels
 from tp_solver.storage import LOADERS, Record, read_record, stored_task
 
 KernelReader = Callable[[Mapping[str, np.ndarray], LimitEquations, Task, float], Kernels]
@@ -27,6 +28,7 @@ KernelReader = Callable[[Mapping[str, np.ndarray], LimitEquations, Task, float],
 KERNEL_READERS: dict[str, KernelReader] = {
     "MarchedKernels": MarchedKernels.from_arrays,
     "StaticKernels": StaticKernels.from_arrays,
+    "StoredKernels": StoredKernels.from_arrays,
 }
 """Class of the kernels of a solution -> what builds them from ``arrays(), theory, task, gamma0``."""
 

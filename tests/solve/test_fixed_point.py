@@ -111,7 +111,11 @@ def test_golden_deep_linear() -> None:
 
 @pytest.mark.parametrize(
     ("loss", "labels"),
-    [(tp.CrossEntropy(), np.array([0, 1, 2])), (tp.Logistic(), np.array([1, -1, 1])), (tp.SquaredError(), np.eye(3)[:, :2])],
+    [
+        (tp.CrossEntropy(), np.array([0, 1, 2])),
+        pytest.param(tp.Logistic(), np.array([1, -1, 1]), marks=pytest.mark.slow),
+        pytest.param(tp.SquaredError(), np.eye(3)[:, :2], marks=pytest.mark.slow),
+    ],
     ids=["cross-entropy", "logistic", "two outputs"],
 )
 def test_losses_and_outputs(loss: Any, labels: np.ndarray) -> None:
@@ -147,19 +151,20 @@ def test_order_of_statements_decides_who_responds() -> None:
     assert len(site_populations(plan)) == 3
 
 
+@pytest.mark.slow
 def test_gradient_flow_is_extrapolated() -> None:
     net = tp.mlp(depth=2, activation=tp.linear)
-    theory = tp.limit(net, tp.muP, tp.GradientFlow(time=2.0, steps=4))
-    fixed = tp.solve(theory, tp.Task(X, Y), gamma0=1.0, method=tp.FixedPoint(tol=1e-11, substeps=4))
-    exact = tp.solve(theory, tp.Task(X, Y), gamma0=1.0, method=tp.Linear(substeps=4))
+    theory = tp.limit(net, tp.muP, tp.GradientFlow(time=1.0, steps=2))
+    fixed = tp.solve(theory, tp.Task(X, Y), gamma0=1.0, method=tp.FixedPoint(tol=1e-11, substeps=2))
+    exact = tp.solve(theory, tp.Task(X, Y), gamma0=1.0, method=tp.Linear(substeps=2))
     assert fixed.success, fixed.message
-    assert fixed.f.shape == (5, 3)
+    assert fixed.f.shape == (3, 3)
     assert np.abs(fixed.f - exact.f).max() < 1e-9
     assert np.all(fixed.stderr("f")[1:] > 0), "the difference of two step sizes stays in the error"
 
 
 def test_an_unfinished_iteration_says_so() -> None:
-    theory = tp.limit(tp.mlp(depth=2, activation=tp.tanh), tp.muP, STEEP)
+    theory = tp.limit(tp.mlp(depth=2, activation=tp.tanh), tp.muP, tp.GradientDescent(lr=0.5, steps=4))
     sol = tp.solve(theory, T3, gamma0=1.5, samples=256, replicates=1, method=tp.FixedPoint(max_iterations=2))
     assert sol.status is tp.Status.MAX_ITERATIONS
     assert not sol.success
@@ -168,7 +173,7 @@ def test_an_unfinished_iteration_says_so() -> None:
 
 
 def test_divergent_training_is_not_a_solution() -> None:
-    theory = tp.limit(tp.mlp(depth=2, activation=tp.relu), tp.muP, tp.GradientDescent(lr=50.0, steps=30))
+    theory = tp.limit(tp.mlp(depth=2, activation=tp.linear), tp.muP, tp.GradientDescent(lr=50.0, steps=30))
     sol = tp.solve(theory, tp.Task(X, Y), gamma0=1.0, samples=256, replicates=1, method=tp.FixedPoint(max_iterations=30))
     assert not sol.success
     assert sol.status in (tp.Status.NONFINITE, tp.Status.MAX_ITERATIONS, tp.Status.STALLED)
@@ -181,15 +186,19 @@ def test_memory_is_refused_before_it_is_taken(must_be_answered: Any) -> None:
     must_be_answered(lambda: tp.solve(theory, T3, method="fixed_point"), "memory", "GiB")
 
 
-def test_kernels_survive_a_round_trip() -> None:
+def test_kernels_survive_a_round_trip(tmp_path: Any) -> None:
     theory = tp.limit(tp.mlp(depth=2, activation=tp.tanh), tp.muP, tp.GradientDescent(lr=0.5, steps=4))
-    sol = tp.solve(theory, T3, samples=128, replicates=2, method="fixed_point")
-    again = StoredKernels.from_arrays(sol.kernels.arrays(), theory, T3, 1.0)
+    sol = tp.solve(theory, T3, samples=256, replicates=2, method="fixed_point")
+    sol.save(tmp_path / "sol.npz")
+    loaded = tp.load(tmp_path / "sol.npz")
+    again = loaded.kernels
+    assert isinstance(again, StoredKernels)
+    assert np.array_equal(loaded.f, sol.f)
     for name, args in (("Phi", (2, 4, 1)), ("G", (1, 4, 4)), ("A", (1, 3, 1)), ("B", (1, 3, 3)), ("ntk", (2,))):
         assert np.array_equal(getattr(again, name)(*args), getattr(sol.kernels, name)(*args))
         assert np.array_equal(again.stderr(name, args), sol.kernels.stderr(name, args))
     assert np.allclose(again.predict(X_TEST)[0], sol.kernels.predict(X_TEST)[0], atol=1e-12)
-    assert sol.fields(1, 4).h.shape == (256, 3)
+    assert sol.fields(1, 4).h.shape == (512, 3)
     with pytest.raises(RangeError, match="kept"):
         sol.fields(1, 2)
 

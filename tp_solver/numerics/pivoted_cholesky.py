@@ -1,4 +1,4 @@
-"""Truncated Cholesky factors of sampled covariances whose rows are ordered in time (``theory/core``: whitened Stein responses).
+"""Truncated Cholesky factors of sampled covariances whose rows are ordered in time (``theory/feature_learning.md``, whitened responses).
 
 Rows keep their order, so the factor is causal: no row leans on a pivot that comes after it. Rows that earlier pivots already
 explain bring none. The factor is found from the samples by orthogonalisation, not from their inner products, which would lose
@@ -48,38 +48,54 @@ def causal_factor(vectors: np.ndarray, block: int, tol: float, previous: Factor 
     squares = np.mean(vectors**2, axis=1)
     largest = np.max(squares.reshape(-1, block), axis=1)
     limit = np.repeat(tol * np.maximum(largest, 0.25 * largest[0]), block)
-    if previous is not None and slack > 1:
-        wanted = np.zeros(len(vectors), dtype=bool)
-        wanted[previous.pivots] = True
-        kept, left = _orthogonalised(vectors, block, np.where(wanted, limit / slack, np.inf))
-        if kept.rank == previous.rank and np.all(left <= limit * slack):
+    if previous is not None and slack > 1 and previous.rank:
+        kept = _on_pivots(vectors, previous.pivots)
+        own = kept.rows[kept.pivots, np.arange(kept.rank)] ** 2
+        left = squares - np.sum(kept.rows**2, axis=1)
+        if np.all(own >= limit[kept.pivots] / slack) and np.all(left <= limit * slack):
             return kept
-    return _orthogonalised(vectors, block, limit)[0]
+    return _on_pivots(vectors, _pivots(vectors, block, limit))
 
 
-def _orthogonalised(vectors: np.ndarray, block: int, limit: np.ndarray) -> tuple[Factor, np.ndarray]:
-    """Gram-Schmidt in order, twice; a pivot is a row with more than ``limit`` (n,) left. Returns what is left out of each row (n,), too."""
+CHUNK = 16
+"""Blocks that are projected on the pivots before them at once."""
+
+
+def _pivots(vectors: np.ndarray, block: int, limit: np.ndarray) -> np.ndarray:
+    """Rows with more than ``limit`` (n,) left after Gram-Schmidt in order, at most as many as there are sites."""
     n, sites = vectors.shape
-    basis = np.zeros((0, sites))
-    rows = np.zeros((n, min(n, sites)))
+    basis = np.zeros((min(n, sites), sites))
     pivots: list[int] = []
-    left = np.zeros(n)
-    for start in range(0, n, block):
-        part = slice(start, start + block)
-        rest = vectors[part]
-        for _ in range(2):
-            c = rest @ basis.T / sites
-            rest = rest - c @ basis
-            rows[part, : len(basis)] += c
-        for i in range(len(rest)):
-            square = np.mean(rest[i] ** 2)
-            if square > limit[start + i] and len(pivots) < rows.shape[1]:
-                q = rest[i] / np.sqrt(square)
-                c = rest[i:] @ q / sites
-                rest[i:] -= np.outer(c, q)
-                rows[start + i : start + len(rest), len(pivots)] = c
-                pivots.append(start + i)
-                basis = np.concatenate([basis, q[None]])
-            else:
-                left[start + i] = square
-    return Factor(np.array(pivots, dtype=np.int64), rows[:, : len(pivots)]), left
+    for first in range(0, n, CHUNK * block):
+        known = len(pivots)
+        chunk = _without(vectors[first : first + CHUNK * block], basis[:known])
+        for start in range(0, len(chunk), block):
+            rest = _without(chunk[start : start + block], basis[known : len(pivots)])
+            for i in range(len(rest)):
+                row = first + start + i
+                square = np.mean(rest[i] ** 2)
+                if square > limit[row] and len(pivots) < len(basis):
+                    q = rest[i] / np.sqrt(square)
+                    rest[i:] -= np.outer(rest[i:] @ q / sites, q)
+                    basis[len(pivots)] = q
+                    pivots.append(row)
+    return np.array(pivots, dtype=np.int64)
+
+
+def _without(vectors: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """A copy without what the orthonormal basis spans; twice, as the first pass leaves rounding errors."""
+    out = vectors.copy()
+    for _ in range(2 if len(basis) else 0):
+        out -= (out @ basis.T / vectors.shape[1]) @ basis
+    return out
+
+
+def _on_pivots(vectors: np.ndarray, pivots: np.ndarray) -> Factor:
+    """The factor on given pivots."""
+    if not len(pivots):
+        return Factor(pivots, np.zeros((len(vectors), 0)))
+    sites = vectors.shape[1]
+    q, r = np.linalg.qr(vectors[pivots].T)
+    q *= np.where(np.diag(r) < 0, -1.0, 1.0)
+    rows = vectors @ q / np.sqrt(sites)
+    return Factor(pivots, np.where(pivots[None, :] <= np.arange(len(vectors))[:, None], rows, 0.0))

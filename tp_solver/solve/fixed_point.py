@@ -37,12 +37,10 @@ EXACT_TRUNCATION = 1e-13
 """Share of a variance below which a direction is rounding noise, on exact sites."""
 PATIENCE = 10
 """Sweeps without progress before giving up."""
-SETTLED = 1e-2
-"""Residual below which pivots are kept from sweep to sweep, so that the last sweeps are smooth."""
 RUNAWAY = 3.0
 """Residual of a sweep that has left the basin."""
 STEADY = 0.1
-"""Residual before the horizon at which the horizon moves on."""
+"""Residual from which on the horizon moves on, and pivots are kept where possible, so that the last sweeps are smooth."""
 
 
 @dataclass
@@ -175,14 +173,14 @@ def _iterate(
     run = Iteration(np.full((T, P, K), np.nan), np.full(T, np.nan), e, kernels, source)
     last: Swept | None = None
     horizon = stride = T
-    coarse = max(truncation, 1e-2)
+    coarse, within = max(truncation, 1e-2), np.inf
     safe, safe_e, safe_kernels = 0, start.e, start.kernels
     progress: list[float] = []
     try:
         for _ in range(method.max_iterations):
-            slack = 2.0 if progress and progress[-1] < SETTLED else 1.0
+            slack = 2.0 if progress and within < STEADY else 1.0
             if not progress:
-                coarse = max(truncation, 1e-2)
+                coarse, within = max(truncation, 1e-2), np.inf
             elif progress[-1] < STEADY:
                 coarse = max(truncation, min(coarse / 4, progress[-1] ** 2))
             try:
