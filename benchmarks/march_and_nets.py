@@ -1,7 +1,7 @@
 """Cost of the limit against wide nets and against the self-consistent iteration, on problem E3 (three hidden tanh layers).
 
-Prints Markdown tables. All times are processor seconds of this process, compilation apart, taken in one run; only their
-ratios mean something. ``--quick`` shrinks everything to check that the script runs.
+Prints Markdown tables. All times are processor seconds of this process on one thread, compilation apart, taken in one run;
+only their ratios mean something. ``--quick`` shrinks everything to check that the script runs.
 
     python benchmarks/march_and_nets.py [--quick] [--skip-fixed-point]
 """
@@ -9,6 +9,7 @@ ratios mean something. ``--quick`` shrinks everything to check that the script r
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from typing import Any
 
 import numpy as np
 
-import tp_solver as tp
+# before jax starts: threads that wait for each other burn processor time, for small arrays more than for large ones
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+
+import tp_solver as tp  # noqa: E402
 
 
 @dataclass(frozen=True)

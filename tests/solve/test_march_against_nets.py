@@ -54,6 +54,21 @@ def there_and_back(x):
     return W[-1] @ tp.tanh(W[1].T @ x)
 
 
+def gated(x):
+    """Two matrices read one vector; their outputs multiply entrywise."""
+    x = tp.tanh(W[0] @ x)
+    return W[-1] @ tp.tanh(tp.entrywise(lambda a, b: a * b, W[1] @ x, tp.tanh(W[2] @ x)))
+
+
+def normalised(x):
+    """Layer normalisation: an average over the sites feeds a map."""
+
+    def norm(h):
+        return tp.entrywise(lambda a, q: a / sp.sqrt(q), h, tp.average(lambda a: a**2, h))
+
+    return W[-1] @ tp.tanh(norm(W[1] @ tp.tanh(norm(W[0] @ x))))
+
+
 @dataclass(frozen=True)
 class Problem:
     net: Callable[[], tp.Program]
@@ -99,6 +114,8 @@ PROBLEMS = {
     "residual": Problem(lambda: tp.program(residual), lr=0.15, gamma0=1.0),
     "tied": Problem(lambda: tp.program(tied)),
     "transposed": Problem(lambda: tp.program(there_and_back)),
+    "gated": Problem(lambda: tp.program(gated), gamma0=1.0),
+    "layer norm": Problem(lambda: tp.program(normalised), gamma0=1.0),
 }
 
 
