@@ -20,7 +20,7 @@ import numpy as np
 # before jax starts: threads that wait for each other burn processor time, for small arrays more than for large ones
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
-import tp_solver as tp  # noqa: E402
+import tp_solver as tp
 
 
 @dataclass(frozen=True)

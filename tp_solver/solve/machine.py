@@ -6,7 +6,7 @@ Vectors are rows: a WIDTH variable is (P, S), an average (P, 1), an output (P, K
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
