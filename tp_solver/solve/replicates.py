@@ -67,6 +67,10 @@ def estimates(main: Runs[R], others: Mapping[str, Runs[R]], prepared: Prepared) 
             if kind == "step size":  # first order in the step: extrapolate, and keep the whole difference as its error
                 value = value - moved
         values[name], errors[name] = value, np.sqrt(variance)
+    # f is deterministic, so its loss is that of the mean; the mean of the losses would be larger by the scatter squared
+    values["loss"] = _loss(values["f"], prepared.y, prepared)
+    if "loss_test" in values and prepared.y_test is not None:
+        values["loss_test"] = _loss(values["f_test"], prepared.y_test, prepared)
     return values, errors
 
 
@@ -84,14 +88,14 @@ def _series(runs: Runs[R], prepared: Prepared) -> dict[str, np.ndarray]:
     if runs.trajectories[0].f_new is not None:
         out["f_test"] = runs.series("f_new")
         if prepared.y_test is not None:
-            out["loss_test"] = _held_out_loss(out["f_test"], prepared)
+            out["loss_test"] = _loss(out["f_test"], prepared.y_test, prepared)
     return out
 
 
-def _held_out_loss(f: np.ndarray, prepared: Prepared) -> np.ndarray:
-    assert prepared.y_test is not None
+def _loss(f: np.ndarray, labels: np.ndarray, prepared: Prepared) -> np.ndarray:
+    """Mean over the points of outputs (..., points, K)."""
     flat = f.reshape(-1, f.shape[-1])
-    y = np.broadcast_to(prepared.y_test, f.shape).reshape(flat.shape)
+    y = np.broadcast_to(labels, f.shape).reshape(flat.shape)
     per_point, _ = loss_and_error(prepared.loss, jnp.asarray(flat), jnp.asarray(y))
     return np.asarray(per_point).reshape(f.shape[:-1]).mean(axis=-1)
 
