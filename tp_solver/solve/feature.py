@@ -141,8 +141,9 @@ def _outcome(main: Runs[Trajectory], samples: int | None, f: np.ndarray, error: 
         return Status.RANK_SATURATED, f"{worst} directions for {samples} samples; {Status.RANK_SATURATED.advice}"
     relative = float(np.sqrt(np.mean(error**2) / max(np.mean(f**2), 1e-300)))
     identity = max(float(tr.identity.max()) for tr in main.trajectories)
-    if relative > RESOLVED:
-        return Status.STALLED, f"the estimated error of f is {relative:.1%} of its size; {Status.STALLED.advice}"
-    if identity > RESOLVED:
+    advice = Status.STALLED.advice if main.stride == 1 else f"raise substeps (gradient flow), or {Status.STALLED.advice}"
+    if not relative <= RESOLVED:  # NaN does not pass
+        return Status.STALLED, f"the estimated error of f is {relative:.1%} of its size; {advice}"
+    if not identity <= RESOLVED:
         return Status.STALLED, f"<(W x) y> and <x (W^T y)> differ by {identity:.1%} of their size; {Status.STALLED.advice}"
     return Status.COMPLETED, f"all steps done, at most {worst} directions"
