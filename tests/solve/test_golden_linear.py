@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 
 import tp_solver as tp
+from tp_solver.program.statements import Product
+from tp_solver.solve.formal import formal_responses
+
+fixed_point = import_module("tp_solver.solve.fixed_point")
 
 STEPS, RATE, STRENGTH = 19, 0.15, 1.3
 F = {1: 0.75, 2: 1.128548440871, 3: 0.868347980666, 4: 1.090963953353, 5: 0.910979155217, 10: 1.037003568652, 19: 0.989747644489}
@@ -251,3 +257,58 @@ def test_flow_conserves_one_hidden_layer():
         time = np.trapezoid(1 / (2 * np.sqrt(1 + (strength * f) ** 2) * (1 - f)), f)
         slack = sol.stderr("f")[t, 0] / (2 * (1 - sol.f[t, 0]))
         assert time == pytest.approx(t * 0.25, abs=max(slack, 1e-6))
+
+
+# matrices used more than once
+
+
+def injected(x):
+    """The input matrix acts in both layers: their sites are the same neurons."""
+    U, W, b, w = tp.input_matrix("U"), tp.hidden_matrix("W"), tp.bias("b", 0.5), tp.readout("w")
+    return w @ tp.linear(W @ tp.linear(U @ x + b) + U @ x + b)
+
+
+def branched(x):
+    """The first layer meets two matrices, one of which meets two layers."""
+    U, W1, W2, w = tp.input_matrix("U"), tp.hidden_matrix("W1"), tp.hidden_matrix("W2"), tp.readout("w")
+    first = tp.linear(U @ x)
+    return w @ tp.linear(W2 @ first + W2 @ tp.linear(W1 @ first))
+
+
+def tied(x):
+    """One adjoint belongs to two uses of a matrix."""
+    U, W, w = tp.input_matrix("U"), tp.hidden_matrix("W"), tp.readout("w")
+    first = tp.linear(U @ x)
+    return w @ tp.linear(W @ first + W @ tp.linear(W @ first))
+
+
+@pytest.mark.parametrize("network", [injected, branched, tied])
+def test_exact_sites_agree_with_samples(network):
+    theory, task = tp.limit(tp.program(network), tp.muP, tp.GradientDescent(0.4, 3)), tp.Task(X[:2], Y[:2])
+    exact = tp.solve(theory, task, method="linear")
+    sampled = tp.solve(theory, task, replicates=2, method=tp.March(bias=False))
+    # sampling errors are about 1e-4; sites taken for different neurons make 0.05 of it
+    assert exact.success and exact.f == pytest.approx(sampled.f, abs=2e-3)
+
+
+@pytest.mark.parametrize("network", [branched, tied])
+def test_formal_responses_act_like_whitened_ones(network, monkeypatch):
+    """Sum over opposite vectors of response times covariance: entries of singular kernels differ, the action must not."""
+    found = []
+
+    def compared(run, prepared, gamma0, stride):
+        formal = formal_responses(prepared, run, gamma0)
+        times = range(len(run.f))
+        for facing in run.kernels.values():
+            matrix, up = facing.side.matrix, facing.side.side == "above"
+            here, there = ([Product("", matrix, v, t) for v in side.variables] for side, t in ((facing.side, up), (facing.other, not up)))
+            entries = np.block([[formal.response(p, q, t, s) for s in times for q in there] for t in times for p in here])
+            covariance = run.kernels[facing.other.key].covariance
+            found.append(((entries @ covariance), facing.response / prepared.columns.scales[matrix] ** 2 @ covariance))
+
+    monkeypatch.setattr(fixed_point, "_exact_responses", compared)
+    theory, task = tp.limit(tp.program(network), tp.muP, tp.GradientDescent(0.4, 3)), tp.Task(X[:2], Y[:2])
+    assert tp.solve(theory, task, method="fixed_point").success
+    for formal, whitened in found:
+        # double precision, after a truncation of 1e-13 of the variance
+        assert np.abs(whitened).max() > 0.1 and formal == pytest.approx(whitened, abs=1e-6)

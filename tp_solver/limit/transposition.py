@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import sympy as sp
 
 from tp_solver.errors import ProgramError
-from tp_solver.program.statements import Average, Map, Product, Program, Role, Space, Statement, Sum, symbol
+from tp_solver.program.statements import Average, Map, Product, Program, Space, Statement, Sum, symbol
 
 COTANGENT = "df"
 """The variable, in the OUTPUT space, that starts the adjoints."""
@@ -158,10 +158,10 @@ def populations(program: Program) -> dict[str, str]:
         if spaces[s.out] is Space.WIDTH:
             root(s.out)
         if isinstance(s, Product):
-            if program.matrix(s.matrix).role is Role.HIDDEN:
-                top, bottom = (s.arg, s.out) if s.transpose else (s.out, s.arg)
-                join(above.setdefault(s.matrix, top), top)
-                join(below.setdefault(s.matrix, bottom), bottom)
+            top, bottom = (s.arg, s.out) if s.transpose else (s.out, s.arg)
+            for side, v in ((above, top), (below, bottom)):
+                if spaces[v] is Space.WIDTH:
+                    join(side.setdefault(s.matrix, v), v)
         else:
             width = [a for a in (*s.arguments, s.out) if spaces[a] is Space.WIDTH]
             for a in width[1:]:

@@ -70,12 +70,12 @@ class Iteration:
 
     @property
     def coordinates(self) -> dict[str, np.ndarray]:
-        """Variable -> (T, P, k) coordinates whose inner products are its two-time covariance."""
+        """ "matrix.side:variable" -> (T, P, k) coordinates whose inner products are the two-time covariances on that side."""
         T, P = self.f.shape[:2]
         out: dict[str, np.ndarray] = {}
         for f in self.kernels.values():
             rows = f.factor.rows.reshape(T, len(f.side.variables), P, -1)
-            out |= {v: rows[:, k] for k, v in enumerate(f.side.variables)}
+            out |= {f"{f.side.key}:{v}": rows[:, k] for k, v in enumerate(f.side.variables)}
         return out
 
     @property

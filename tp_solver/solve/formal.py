@@ -6,7 +6,7 @@ symbols, so a response A or B is an entry, also where the fields are linearly de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,11 +16,12 @@ import numpy as np
 
 from tp_solver.limit.transposition import COTANGENT
 from tp_solver.program.statements import ONE, Product, Role, X
-from tp_solver.solve.layout import Columns
+from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home
 from tp_solver.solve.machine import Env, loss_and_error, run
 from tp_solver.solve.march import Setting
 from tp_solver.solve.operator import InputSites, ReadoutSites
 from tp_solver.solve.prepare import Prepared
+from tp_solver.solve.sweep import learned_pairs
 
 Block = tuple[str, bool, str]
 """A product by matrix, transposition and argument: its Gaussian field at one time is P symbols."""
@@ -44,11 +45,13 @@ class _Book:
 class _FormalMatrix:
     """A hidden matrix acting on coefficient rows: own symbol, responses to earlier opposite products, learned part."""
 
-    def __init__(self, name: str, scale: float, book: _Book, inner: Any, partners: Mapping[str, str]) -> None:
-        self._name, self._scale, self._book, self._inner, self._partners = name, scale, book, inner, partners
+    def __init__(self, name: str, scale: float, book: _Book, inner: Any, pairs: Sequence[tuple[str, str]]) -> None:
+        """``pairs``: (lower, upper) vectors whose outer products the matrix learns."""
+        self._name, self._scale, self._book, self._inner, self._pairs = name, scale, book, inner, pairs
         self.t = 0
         self.met: dict[bool, list[tuple[int, str, np.ndarray]]] = {False: [], True: []}
         self.weights: list[np.ndarray] = []
+        self._results: dict[tuple[int, bool, str], jax.Array] = {}
 
     def forward(self, name: str, x: jax.Array) -> jax.Array:
         return self._act(name, np.asarray(x), False)
@@ -57,16 +60,21 @@ class _FormalMatrix:
         return self._act(name, np.asarray(y), True)
 
     def _act(self, name: str, rows: np.ndarray, transpose: bool) -> jax.Array:
+        if (self.t, transpose, name) in self._results:  # the same product again is the same vector, and no further field
+            return self._results[self.t, transpose, name]
         out = np.zeros_like(rows)
         out[:, self._book.columns((self._name, transpose, name), self.t)] = np.eye(len(rows))
         for s, other, vectors in self.met[not transpose]:
             response = rows[:, self._book.columns((self._name, not transpose, other), s)]
             coefficients = self._scale**2 * response
-            if s < len(self.weights):  # learned at step s: the partner of the pair, met in this orientation
-                coefficients = coefficients + self._inner(name, self.t, self._partners[other], s) * self.weights[s]
+            if s < len(self.weights):  # learned at step s: the partners of the other vector, met in this orientation
+                home = Home(self._name, ABOVE if transpose else BELOW)
+                for partner in (pair[transpose] for pair in self._pairs if pair[not transpose] == other):
+                    coefficients = coefficients + self._inner(home, name, self.t, partner, s) * self.weights[s]
             out = out + coefficients @ vectors
         self.met[transpose].append((self.t, name, rows))
-        return jnp.asarray(out)
+        self._results[self.t, transpose, name] = jnp.asarray(out)
+        return self._results[self.t, transpose, name]
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,8 @@ class FormalResponses:
 
 
 class Coordinated(Protocol):
-    """An exact run: outputs f (T, P, K), and variable -> coordinates (T, P, k) whose inner products are its covariance."""
+    """An exact run: outputs f (T, P, K), and variable -> coordinates (T, P, k) whose inner products are its covariance; under
+    "matrix.side:variable" those in another basis than the first that the variable meets."""
 
     @property
     def f(self) -> np.ndarray: ...
@@ -102,16 +111,18 @@ def formal_responses(prepared: Prepared, trajectory: Coordinated, gamma0: float)
     times = len(trajectory.f)
     width = book.width(times)
 
-    def inner(a: str, t: int, b: str, s: int) -> np.ndarray:
-        return trajectory.coordinates[a][t] @ trajectory.coordinates[b][s].T
+    recorded = trajectory.coordinates
+
+    def inner(home: Home, a: str, t: int, b: str, s: int) -> np.ndarray:
+        c, d = (recorded.get(f"{home}:{v}", recorded.get(v)) for v in (a, b))
+        assert c is not None and d is not None
+        return c[t] @ d[s].T
 
     with jax.enable_x64(True):
         acting: dict[str, Any] = {}
         for m in program.matrices:
             if m.role is Role.HIDDEN:
-                mine = [p for p in plan.backward.pairs if p.matrix == m.name]
-                partners = {p.adjoint: p.input for p in mine} | {p.input: p.adjoint for p in mine}
-                acting[m.name] = _FormalMatrix(m.name, columns.scales[m.name], book, inner, partners)
+                acting[m.name] = _FormalMatrix(m.name, columns.scales[m.name], book, inner, learned_pairs(plan)[m.name])
             elif m.role is Role.READOUT:
                 acting[m.name] = ReadoutSites(jnp.zeros((columns.outputs, width)))
             else:

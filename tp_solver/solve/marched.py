@@ -159,7 +159,11 @@ class MarchedKernels:
     def _response(self, tr: Trajectory, product: Product, t: int, s: int) -> np.ndarray:
         """The coefficients of the earlier opposite products, first one of each time, in the response of ``product`` at t."""
         sequence = self.plan.hidden_products()
-        opposite = [q for q in sequence if q.matrix == product.matrix and q.transpose != product.transpose]
+        found: dict[str, Product] = {}  # the same product again is the same vector
+        for q in sequence:
+            if q.matrix == product.matrix and q.transpose != product.transpose:
+                found.setdefault(q.arg, q)
+        opposite = list(found.values())
         if isinstance(tr.source, ExactColumns):
             if 0 not in self._formal:
                 self._formal[0] = formal_responses(self.prepared, tr, self.gamma0)
