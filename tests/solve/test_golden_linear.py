@@ -282,16 +282,25 @@ def tied(x):
     return w @ tp.linear(W @ first + W @ tp.linear(W @ first))
 
 
-@pytest.mark.parametrize("network", [injected, branched, tied])
+def autoencoded(x):
+    """The transposed matrix reads what the matrix returned, with nothing in between."""
+    U, W, w = tp.input_matrix("U"), tp.hidden_matrix("W"), tp.readout("w")
+    return w @ tp.linear(W.T @ (W @ tp.linear(U @ x)))
+
+
+@pytest.mark.parametrize("network", [injected, branched, tied, autoencoded])
 def test_exact_sites_agree_with_samples(network):
     theory, task = tp.limit(tp.program(network), tp.muP, tp.GradientDescent(0.4, 3)), tp.Task(X[:2], Y[:2])
     exact = tp.solve(theory, task, method="linear")
     sampled = tp.solve(theory, task, replicates=2, method=tp.March(bias=False))
     # sampling errors are about 1e-4; sites taken for different neurons make 0.05 of it
     assert exact.success and exact.f == pytest.approx(sampled.f, abs=2e-3)
+    fixed = tp.solve(theory, task, method="fixed_point")
+    # the iteration stops at a residual of 1e-6
+    assert fixed.success and fixed.f == pytest.approx(exact.f, abs=1e-5)
 
 
-@pytest.mark.parametrize("network", [branched, tied])
+@pytest.mark.parametrize("network", [branched, tied, autoencoded])
 def test_formal_responses_act_like_whitened_ones(network, monkeypatch):
     """Sum over opposite vectors of response times covariance: entries of singular kernels differ, the action must not."""
     found = []

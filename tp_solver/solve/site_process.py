@@ -90,12 +90,12 @@ def sides(plan: Layout) -> dict[str, tuple[Side, Side]]:
 
 def precedes(plan: Layout, later: Side, earlier: Side) -> np.ndarray:
     """(uses of ``later``, uses of ``earlier``): whether, within one step, the product with the earlier vector comes before the
-    later vector is computed, so that the later one can respond to it."""
+    later vector is computed, or computes it, so that the later one can respond to it."""
     statements = sequence(plan)
     product = {s.arg: k for k, s in reversed(list(enumerate(statements))) if isinstance(s, Product) and s.matrix == earlier.matrix
                and s.transpose == (earlier.side == ABOVE)}  # fmt: skip
     computed = {s.out: k for k, s in enumerate(statements)}
-    return np.array([[product[y] < computed[x] for y in earlier.variables] for x in later.variables], dtype=bool)
+    return np.array([[product[y] <= computed[x] for y in earlier.variables] for x in later.variables], dtype=bool)
 
 
 @cache
