@@ -132,3 +132,20 @@ def test_an_interrupt_before_the_first_state(monkeypatch):
 def test_every_status_has_an_advice():
     names = {"completed", "converged", "max_iterations", "stalled", "diverged", "nonfinite", "lost_psd", "rank_saturated", "interrupted"}
     assert {str(s) for s in tp.Status} == names and all(s.advice for s in tp.Status)
+
+
+def test_no_good_state_still_prints():
+    sol = tp.solve(tp.limit(tp.mlp(2, tp.tanh), tp.muP, tp.GradientDescent(0.3, 3)), tp.Task([[1.0]], [1e200]), samples=64, replicates=1)
+    assert sol.status == tp.Status.NONFINITE and len(sol.f) == 0 and "nonfinite" in str(sol)
+
+
+def test_a_coarser_flow_that_diverges_leaves_the_finer_one():
+    X = np.random.default_rng(0).standard_normal((3, 4))
+    theory = tp.limit(tp.mlp(2, tp.linear), tp.muP, tp.GradientFlow(time=240.0, steps=10))
+    sol = tp.solve(theory, tp.Task(X, [1.0, -1.0, 0.5]), 0.3, method=tp.Linear(substeps=4))
+    assert not sol.success and np.isfinite(sol.f).all() and np.isinf(sol.stderr("f")[-1]).all()
+
+
+def test_the_fewest_samples_have_a_bias_too():
+    sol = solved(tp.tanh, 0.3, 3, tp.March(), samples=64)
+    assert sol.details["biases"]["finite samples"] > 0

@@ -68,7 +68,7 @@ def solve_march(
         if healthy and flow:
             others["step size"] = runs(replicates, samples, tol, method.substeps)
         if healthy and method.bias:
-            others["finite samples"] = runs(replicates, max(64, samples // 2 // 2 * 2), tol, fine)
+            others["finite samples"] = runs(replicates, samples // 4 * 2, tol, fine)
             others["truncation"] = runs(few, samples, tol / 4, fine)
         values, errors = estimates(main, others, prepared)
     kernels = MarchedKernels(prepared, main.trajectories, main.stride, np.asarray(task.X), gamma0)

@@ -65,7 +65,7 @@ def estimates(main: Runs[R], others: Mapping[str, Runs[R]], prepared: Prepared) 
             moved = shift(samples, series[name])
             variance = variance + moved**2
             if kind == "step size":  # first order in the step: extrapolate, and keep the whole difference as its error
-                value = value - moved
+                value = value - np.where(np.isfinite(moved), moved, 0.0)  # steps too long to go on leave nothing to extrapolate from
         values[name], errors[name] = value, np.sqrt(variance)
     # f is deterministic, so its loss is that of the mean; the mean of the losses would be larger by the scatter squared
     values["loss"] = _loss(values["f"], prepared.y, prepared)

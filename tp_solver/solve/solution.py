@@ -257,7 +257,7 @@ class Solution:
             f"  method {self.method}: {self.status} ({self.message})",
             f"  {'step':>6} {'loss':>12} {'s.e.':>9}" + (f" {'test loss':>12} {'s.e.':>9}" if self.loss_test is not None else ""),
         ]
-        for t in sorted({0, self.steps // 4, self.steps // 2, self.steps}):
+        for t in sorted({0, self.steps // 4, self.steps // 2, self.steps}) if len(self.f) else ():  # a first state may be bad
             row = f"  {t:>6} {self.loss[t]:>12.6f} {self.errors['loss'][t]:>9.1e}"
             if self.loss_test is not None:
                 row += f" {self.loss_test[t]:>12.6f} {self.errors['loss_test'][t]:>9.1e}"
