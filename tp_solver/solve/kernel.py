@@ -132,7 +132,8 @@ def solve_kernel(theory: LimitEquations, task: Task, gamma0: float) -> Solution:
     if bad is not None:
         values, errors = ({k: v[:bad] for k, v in d.items()} for d in (values, errors))
     status = Status.COMPLETED if bad is None else Status.NONFINITE
-    message = "closed form" if bad is None else f"f at step {bad}; the last good state is step {bad - 1}; {status.advice}"
+    how = "initial functions were sampled" if trajectory.f_stderr.any() else "no sampling"
+    message = how if bad is None else f"f at step {bad}; the last good state is step {bad - 1}; {status.advice}"
     lazy = theory.regime is Regime.FEATURE
     covariance = trajectory.f_cov[..., 0] if squeeze else trajectory.f_cov
     return Solution(

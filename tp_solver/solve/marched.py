@@ -170,7 +170,7 @@ class MarchedKernels:
             return self._formal[0].response(product, opposite[0], t * self.stride, s * self.stride)
         here = sequence.index(product)
         scale = self.prepared.columns.scales[product.matrix]
-        target = tr.responses[response_key(product.matrix, product.transpose, product.arg)][t * self.stride] / scale**2
+        target = tr.responses[response_key(product.matrix, product.transpose, product.arg)][t * self.stride] / (scale**2 if scale else 1.0)
         blocks: list[np.ndarray] = []
         wanted: int | None = None
         for i in range(t * self.stride + 1):
