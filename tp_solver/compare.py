@@ -101,7 +101,7 @@ class Comparison:
     def agrees(self, sigmas: float = 3.0) -> bool:
         """Whether every deviation, extremes apart, is at most ``sigmas`` combined standard errors."""
         sigmas = checks.number("sigmas", sigmas, above=0.0)
-        return all(r.sigmas <= sigmas for r in self.rows if not r.extreme)
+        return all(np.isfinite(r.stderr) and r.sigmas <= sigmas for r in self.rows if not r.extreme)
 
     def plot(self, path: Any = None) -> Figure:
         """One figure: losses, deviation against width, and final kernels side by side.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
@@ -149,3 +152,24 @@ def test_a_coarser_flow_that_diverges_leaves_the_finer_one():
 def test_the_fewest_samples_have_a_bias_too():
     sol = solved(tp.tanh, 0.3, 3, tp.March(), samples=64)
     assert sol.details["biases"]["finite samples"] > 0
+
+
+@pytest.mark.parametrize("run", [0, 3], ids=["the first run", "an error estimate"])
+def test_a_signal_waits_for_the_end_of_the_step(monkeypatch, run):
+    """SIGINT in the middle of a step: the state is whole, predictions work, and nothing escapes."""
+    steps, begun = 6, []
+    original = trajectory.step
+
+    def signalled(setting, state, batch, active):
+        begun.append(active)
+        if len(begun) == run * (steps + 1) + 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(setting, state, batch, active)
+
+    monkeypatch.setattr(trajectory, "step", signalled)
+    theory = tp.limit(tp.mlp(2, tp.tanh), tp.muP, tp.GradientDescent(0.3, steps))
+    sol = tp.solve(theory, tp.Task(X, Y), 1.0, samples=256, replicates=2)
+    assert sol.status is tp.Status.INTERRUPTED and not sol.success
+    assert sol.steps == (2 if run == 0 else steps)
+    assert sol.predict(X) == pytest.approx(sol.f[-1], abs=0.02)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

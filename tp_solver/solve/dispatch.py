@@ -10,7 +10,7 @@ from tp_solver.limit.equations import LimitEquations
 from tp_solver.limit.regime import Regime
 from tp_solver.program.task import Task
 from tp_solver.solve.methods import METHODS, FixedPoint, KernelRegime, Linear, March, Method
-from tp_solver.solve.progress import progress_bar
+from tp_solver.solve.progress import watched
 from tp_solver.solve.solution import Solution
 
 
@@ -63,7 +63,7 @@ def solve(
             "numbers for all coefficients",
             "net.bind({symbol: value})",
         )
-    with progress_bar(progress) as tick:
+    with watched(progress) as tick:
         if isinstance(chosen, March):
             from tp_solver.solve.feature import solve_march
 

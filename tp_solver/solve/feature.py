@@ -55,7 +55,7 @@ def solve_march(
             )
             capacity = dict(trajectory.capacity)
             out.append(trajectory)
-            if trajectory.failure is not None and trajectory.failure.status is Status.INTERRUPTED:
+            if _interrupted(trajectory):
                 break
         return Runs(tuple(out), stride)
 
@@ -70,9 +70,15 @@ def solve_march(
         if healthy and method.bias:
             others["finite samples"] = runs(replicates, samples // 4 * 2, tol, fine)
             others["truncation"] = runs(few, samples, tol / 4, fine)
+        cut = {kind for kind, r in others.items() if any(_interrupted(tr) for tr in r.trajectories)}
+        others = {kind: r for kind, r in others.items() if kind not in cut}
         values, errors = estimates(main, others, prepared)
     kernels = MarchedKernels(prepared, main.trajectories, main.stride, np.asarray(task.X), gamma0)
     status, message = _outcome(main, samples, values["f"], errors["f"])
+    if cut:
+        status, message = Status.INTERRUPTED, f"all steps done, but not the runs that estimate {' and '.join(sorted(cut))}"
+    elif replicates == 1 and not others:
+        message += "; no error estimate from a single replicate"
     details = {
         "ranks": final_ranks(main.trajectories),
         "tolerance": tol,
@@ -129,17 +135,25 @@ RESOLVED = 0.05
 """Largest standard error of f, and largest violation of <(W x) y> = <x (W^T y)>, relative to their sizes, that passes."""
 
 
+ROUNDING = 1e-10
+"""A prediction below this is zero for the purpose of relative errors."""
+
+
+def _interrupted(trajectory: Trajectory) -> bool:
+    return trajectory.failure is not None and trajectory.failure.status is Status.INTERRUPTED
+
+
 def _outcome(main: Runs[Trajectory], samples: int | None, f: np.ndarray, error: np.ndarray) -> tuple[Status, str]:
     """How the march ended; success needs the identity of transposition and the estimated error to be small."""
-    for tr in main.trajectories:
-        if tr.failure is not None:
-            bad = tr.failure
-            last = f"the last good state is step {len(tr.f) - 1}" if len(tr.f) else "no state is good"
-            return bad.status, f"{bad.quantity} at step {bad.time}; {last}; {bad.status.advice}"
+    failures = [tr.failure for tr in main.trajectories if tr.failure is not None]
+    if failures:
+        bad = min(failures, key=lambda failure: failure.time)
+        last = f"the last good state is step {(bad.time - 1) // main.stride}" if bad.time else "no state is good"
+        return bad.status, f"{bad.quantity} at step {-(-bad.time // main.stride)}; {last}; {bad.status.advice}"
     worst = max(max(tr.used.values()) for tr in main.trajectories)
     if samples is not None and worst > samples // 8:
         return Status.RANK_SATURATED, f"{worst} directions for {samples} samples; {Status.RANK_SATURATED.advice}"
-    relative = float(np.sqrt(np.mean(error**2) / max(np.mean(f**2), 1e-300)))
+    relative = float(np.sqrt(np.mean(error**2) / max(np.mean(f**2), ROUNDING**2)))
     identity = max(float(tr.identity.max()) for tr in main.trajectories)
     advice = Status.STALLED.advice if main.stride == 1 else f"raise substeps (gradient flow), or {Status.STALLED.advice}"
     if not relative <= RESOLVED:  # NaN does not pass

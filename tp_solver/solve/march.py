@@ -51,12 +51,12 @@ class Batch(NamedTuple):
 
 class NewPoints(NamedTuple):
     """Points to predict at: coordinates (P_new, r), and noise (P_new, S) per input matrix (already scaled) and per
-    (matrix, argument) of a hidden product; ``scales`` are the initial standard deviations of the hidden matrices."""
+    product with a hidden matrix; ``scales`` are the initial standard deviations of the hidden matrices."""
 
     x: jax.Array
     scales: dict[str, jax.Array]
     rest: dict[str, jax.Array]
-    noise: dict[str, dict[str, jax.Array]]
+    noise: dict[str, dict[tuple[bool, str], jax.Array]]
 
 
 @dataclass(frozen=True)
@@ -336,8 +336,8 @@ def new_points(
         for m in plan.program.matrices
         if m.role is Role.INPUT
     }
-    products: dict[str, dict[str, jax.Array]] = {m: {} for m in plan.hidden}
+    products: dict[str, dict[tuple[bool, str], jax.Array]] = {m: {} for m in plan.hidden}
     for s in plan.noise_products():
-        products[s.matrix][s.arg] = jnp.asarray(next(noise), dtype)
+        products[s.matrix][s.transpose, s.arg] = jnp.asarray(next(noise), dtype)
     scales = {m: jnp.asarray(columns.scales[m], dtype) for m in plan.hidden}
     return NewPoints(jnp.asarray(x, dtype), scales, inputs, products)

@@ -96,12 +96,17 @@ class MarchedKernels:
         assert x_new is not None and rest is not None
         values = []
         with jax.enable_x64(True):
-            for tr in self.trajectories:
+            for tr in self._at_the_end():
                 sites = next(iter(tr.state.sites.values()))
                 points = new_points(self.prepared.columns, x_new, rest, tr.source, sites.shape[1], sites.dtype)
                 values.append(np.asarray(predict(self.prepared.setting, tr.state, dict(tr.met), points, self.gamma0)))
         spread = np.std(values, axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(values[0])
         return np.mean(values, axis=0), spread
+
+    def _at_the_end(self) -> list[Trajectory]:
+        """The replicates whose state is that of the last reported time: after a failure others may have gone further."""
+        shortest = min(len(tr.f) for tr in self.trajectories)
+        return [tr for tr in self.trajectories if len(tr.f) == shortest]
 
     def _layer(self, layer: int) -> Layer:
         return self.plan.program.layers[layer - 1]

@@ -81,7 +81,9 @@ class Probe:
     One-point functions are exact in law, and the trained state is not touched (``theory/limit_operator.md``, LO.6).
     """
 
-    def __init__(self, state: OperatorState, scale: jax.Array, noise: dict[str, jax.Array], met: dict[tuple[bool, str], jax.Array]) -> None:
+    def __init__(
+        self, state: OperatorState, scale: jax.Array, noise: dict[tuple[bool, str], jax.Array], met: dict[tuple[bool, str], jax.Array]
+    ) -> None:
         self.state, self._scale, self._noise, self._met = state, scale, noise, met
 
     def forward(self, name: str, x: jax.Array) -> jax.Array:
@@ -89,22 +91,22 @@ class Probe:
         s = self.state
         c = coordinates(s.below, x)
         response = self._masked(x @ s.eps_r.T / x.shape[1], (False, name))
-        return c @ s.eps_u + self._rest(name, x, c) + (response + c @ s.learned.T) @ s.above.rows
+        return c @ s.eps_u + self._rest((False, name), x, c) + (response + c @ s.learned.T) @ s.above.rows
 
     def backward(self, name: str, y: jax.Array) -> jax.Array:
         """A transposed matrix in the forward program."""
         s = self.state
         d = coordinates(s.above, y)
         response = self._masked(y @ s.eps_u.T / y.shape[1], (True, name))
-        return d @ s.eps_r + self._rest(name, y, d) + (response + d @ s.learned) @ s.below.rows
+        return d @ s.eps_r + self._rest((True, name), y, d) + (response + d @ s.learned) @ s.below.rows
 
     def _masked(self, response: jax.Array, product: tuple[bool, str]) -> jax.Array:
         """Only what the training points' own product could respond to: later directions would bring noise alone."""
         return jnp.where(jnp.arange(response.shape[1]) < self._met[product], response, 0.0)
 
-    def _rest(self, name: str, x: jax.Array, c: jax.Array) -> jax.Array:
+    def _rest(self, product: tuple[bool, str], x: jax.Array, c: jax.Array) -> jax.Array:
         rho = jnp.maximum(jnp.mean(x * x, axis=1) - jnp.sum(c * c, axis=1), 0.0)
-        return self._scale * jnp.sqrt(rho)[:, None] * self._noise[name]
+        return self._scale * jnp.sqrt(rho)[:, None] * self._noise[product]
 
 
 class InputSites:

@@ -136,7 +136,11 @@ def march(
         if isinstance(source, SampledColumns) and any(capacity[h] - used[h] < MARGIN for h in capacity):
             capacity = roomier(capacity, {h: n if capacity[h] - n >= MARGIN else capacity[h] for h, n in used.items()})
             state = grown(state, columns, source, capacity)
-        tick(t, loss, max(used.values()))
+        try:
+            tick(t, loss, max(used.values()))
+        except KeyboardInterrupt:
+            failure = Failure(Status.INTERRUPTED, "Ctrl-C", t)
+            break
     final = ranks(last) if moments else {h: 0 for h in capacity}
     return Trajectory(
         f=np.array([m.f for m in moments]).reshape(-1, *batch.y.shape),
