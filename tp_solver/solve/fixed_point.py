@@ -263,7 +263,9 @@ def _exact_responses(run: Iteration, prepared: Prepared, gamma0: float, stride: 
     formal = formal_responses(prepared, run, gamma0)
     times = range(0, len(run.f), stride)
     for layer in plan.program.layers:
-        pair = next((p for p in reversed(plan.backward.pairs) if p.matrix in plan.hidden and p.input == layer.post and not p.transpose), None)
+        pair = next(
+            (p for p in reversed(plan.backward.pairs) if p.matrix in plan.hidden and p.input == layer.post and not p.transpose), None
+        )
         if pair is not None:
             forward, back = Product("", pair.matrix, pair.input, False), Product("", pair.matrix, pair.adjoint, True)
             for name, product, opposite in (("A", forward, back), ("B", back, forward)):

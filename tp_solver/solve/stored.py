@@ -175,7 +175,9 @@ def reported_kernels(prepared: Prepared, swept: Swept, stride: int) -> dict[str,
             if v in kept:
                 sampled = kept[v][::stride]
                 out[f"{name}/{layer.index}"] = gram(sampled).reshape(*sampled.shape[:2], *sampled.shape[:2])
-        pair = next((p for p in reversed(plan.backward.pairs) if p.matrix in plan.hidden and p.input == layer.post and not p.transpose), None)
+        pair = next(
+            (p for p in reversed(plan.backward.pairs) if p.matrix in plan.hidden and p.input == layer.post and not p.transpose), None
+        )
         if pair is not None:
             scale = prepared.columns.scales[pair.matrix]
             below, above = (swept.kernels[f"{pair.matrix}.{side}"] for side in (BELOW, ABOVE))
