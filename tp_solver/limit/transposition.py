@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sympy as sp
 
@@ -134,36 +134,44 @@ def transpose(program: Program) -> Backward:
     return Backward(tuple(out), adjoints, tuple(pairs), kinds)
 
 
+@dataclass
+class Ties:
+    """Names in disjoint groups: a union-find whose representative is that of the first name of a join."""
+
+    parent: dict[str, str] = field(default_factory=dict)
+
+    def root(self, v: str) -> str:
+        """The representative of a name's group; an unknown name is a group of its own."""
+        self.parent.setdefault(v, v)
+        while self.parent[v] != v:
+            v = self.parent[v]
+        return v
+
+    def join(self, a: str, b: str) -> None:
+        """Merge the group of ``b`` into that of ``a``."""
+        self.parent[self.root(b)] = self.root(a)
+
+
 def populations(program: Program) -> dict[str, str]:
     """Sites that are the same neurons: variables tied by entrywise statements, and all that one matrix reads (or writes).
 
     Returns:
         variable -> a representative variable of its population, for the WIDTH variables.
     """
-    parent: dict[str, str] = {}
-
-    def root(v: str) -> str:
-        parent.setdefault(v, v)
-        while parent[v] != v:
-            v = parent[v]
-        return v
-
-    def join(a: str, b: str) -> None:
-        parent[root(b)] = root(a)
-
+    ties = Ties()
     spaces = program.spaces()
     above: dict[str, str] = {}
     below: dict[str, str] = {}
     for s in program.statements:
         if spaces[s.out] is Space.WIDTH:
-            root(s.out)
+            ties.root(s.out)
         if isinstance(s, Product):
             top, bottom = (s.arg, s.out) if s.transpose else (s.out, s.arg)
             for side, v in ((above, top), (below, bottom)):
                 if spaces[v] is Space.WIDTH:
-                    join(side.setdefault(s.matrix, v), v)
+                    ties.join(side.setdefault(s.matrix, v), v)
         else:
             width = [a for a in (*s.arguments, s.out) if spaces[a] is Space.WIDTH]
             for a in width[1:]:
-                join(width[0], a)
-    return {v: root(v) for v in parent}
+                ties.join(width[0], a)
+    return {v: ties.root(v) for v in ties.parent}

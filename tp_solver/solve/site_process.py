@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tp_solver.limit.transposition import COTANGENT
+from tp_solver.limit.transposition import COTANGENT, Ties
 from tp_solver.program.statements import ONE, Product, Role, Space, Statement, X
 from tp_solver.solve.layout import ABOVE, BELOW, Layout
 from tp_solver.solve.machine import Env, execute
@@ -103,13 +103,8 @@ def site_populations(plan: Layout) -> tuple[Population, ...]:
     """Populations from the lowest to the highest; entrywise statements, averages and shared weights tie sites together."""
     program, backward = plan.program, plan.backward
     spaces = {**program.spaces(), **backward.spaces}
-    parent: dict[str, str] = {}
-
-    def root(v: str) -> str:
-        parent.setdefault(v, v)
-        while parent[v] != v:
-            v = parent[v]
-        return v
+    ties = Ties()
+    root = ties.root
 
     def local(s: Statement) -> list[str]:
         """The sites that a statement touches: vectors, averages of them, and its matrix's side."""
@@ -129,7 +124,7 @@ def site_populations(plan: Layout) -> tuple[Population, ...]:
             tied.append(met(s))
         for names in tied:
             for v in names[1:]:
-                parent[root(v)] = root(names[0])
+                ties.join(names[0], v)
     order = list(dict.fromkeys(root(local(s)[0]) for s in statements))
     reported = [v for layer in program.layers for v in (layer.post, backward.adjoints.get(layer.pre)) if v is not None]
     trained = [v for p in backward.pairs if p.matrix not in plan.hidden for v in (p.adjoint, p.input)]
