@@ -29,7 +29,8 @@ FLOORS = {
     "limit": {"errors", "checks", "symbols", "program"},
     "finite": {"errors", "checks", "symbols", "elementwise", "numerics", "program"},
     "storage": {"errors", "checks", "program", "finite"},
-    "solve": {"errors", "checks", "symbols", "elementwise", "numerics", "program", "limit", "storage"},
+    "kernel_regime": {"errors", "checks", "symbols", "elementwise", "numerics", "program", "limit"},
+    "solve": {"errors", "checks", "symbols", "elementwise", "numerics", "program", "limit", "kernel_regime", "storage"},
 }
 """What each floor may import besides itself; the files on top (compare, plot, report, cli) may import everything."""
 

@@ -103,6 +103,15 @@ class Parameterization:
         parts = {f: tuple(e.subs(exact) for e in getattr(self, f)) for f in ("a", "b", "c", "alpha", "sigma", "eta")}
         return Parameterization(self.name, **parts)
 
+    def times(self, alpha: Any, name: str | None = None) -> Parameterization:
+        """The same with every weight multiplied by a constant: ``tp.ntk.times(sw)`` has h = sw W x / sqrt(n), W ~ N(0, 1).
+
+        Args:
+            alpha: a number > 0 or a sympy expression for all layers, or a triple (input, hidden, readout). Biases keep theirs.
+        """
+        factors = _triple("alpha", alpha, _constant)
+        return replace(self, name=name or self.name, alpha=tuple(a * f for a, f in zip(self.alpha, factors, strict=True)))
+
     def shifted(self, theta: Any, name: str | None = None) -> Parameterization:
         """The theta-shift (a, b, c) -> (a + theta, b - theta, c - 2 theta): the same training run at every width.
 

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from tp_solver.errors import RangeError
+from tp_solver.kernel_regime.constants import numeric_constants
+from tp_solver.kernel_regime.dynamics import KernelTrajectory, dynamics
+from tp_solver.kernel_regime.propagation import InitialKernels, propagate
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.limit.regime import Regime
 from tp_solver.program.losses import SquaredError
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientDescent
-from tp_solver.solve.constants import numeric_constants
-from tp_solver.solve.kernel_dynamics import KernelTrajectory, dynamics
-from tp_solver.solve.kernel_propagation import InitialKernels, propagate
 from tp_solver.solve.machine import loss_and_error
 from tp_solver.solve.solution import Fields, Solution, Status
 
@@ -95,7 +95,7 @@ def _trajectory(
 ) -> tuple[KernelTrajectory, InitialKernels]:
     """Dynamics on training and other points; lr enters per matrix."""
     program = theory.program
-    scales, rates = numeric_constants(theory, task.D)
+    scales, rates = numeric_constants(theory.program, theory.spec, task.D)
     X = task.X if X_test is None else np.concatenate([task.X, X_test])
     initial = propagate(program, scales, rates, X @ X.T)
     training = theory.training

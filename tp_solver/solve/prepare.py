@@ -8,12 +8,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from tp_solver.kernel_regime.constants import numeric_constants
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.program.losses import Loss
 from tp_solver.program.statements import Role
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientDescent
-from tp_solver.solve.constants import numeric_constants
 from tp_solver.solve.layout import Columns, layout
 from tp_solver.solve.machine import input_coordinates
 from tp_solver.solve.march import Batch, Setting
@@ -52,7 +52,7 @@ def prepare(theory: LimitEquations, task: Task, training: GradientDescent | None
     program, loss = theory.program, theory.training.loss
     rule = training or theory.training
     lr = rule.rates(program) if isinstance(rule, GradientDescent) else {m.name: 1.0 for m in program.matrices}
-    scales, kernel_rates = numeric_constants(theory, task.D)
+    scales, kernel_rates = numeric_constants(theory.program, theory.spec, task.D)
     y, y_test = task.targets(loss)
     x, x_test, rest = input_coordinates(task.X, task.X_test)
     test_inputs = None if x_test is None or rest is None else (x_test, rest)

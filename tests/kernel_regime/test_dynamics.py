@@ -9,10 +9,10 @@ from scipy.linalg import expm
 from scipy.special import expit, logsumexp, softmax
 
 from tp_solver.errors import BudgetError, InputError
+from tp_solver.kernel_regime.dynamics import dynamics
 from tp_solver.program.losses import CrossEntropy, Logistic
 from tp_solver.program.training import GradientDescent, GradientFlow
 from tp_solver.solve import kernel_dynamics
-from tp_solver.solve.kernel_dynamics import dynamics
 
 P, TEST, STEPS = 5, 3, 12
 ALL = P + TEST

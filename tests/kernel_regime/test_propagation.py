@@ -10,9 +10,9 @@ import sympy as sp
 
 import tp_solver as tp
 from tp_solver.errors import InputError, ProgramError
+from tp_solver.kernel_regime.propagation import propagate
 from tp_solver.numerics.duals import dual
 from tp_solver.program.architectures import mlp
-from tp_solver.solve.kernel_propagation import propagate
 from tp_solver.symbols.activation import SHIPPED, Activation, X, linear, relu, tanh
 
 D = 6

@@ -5,16 +5,17 @@ from __future__ import annotations
 import sympy as sp
 
 from tp_solver.errors import InputError
-from tp_solver.limit.equations import LimitEquations
+from tp_solver.limit.spec import LimitSpec
 from tp_solver.program.parameterization import D
-from tp_solver.program.statements import Role
+from tp_solver.program.statements import Program, Role
 
 
-def numeric_constants(theory: LimitEquations, dimension: int) -> tuple[dict[str, float], dict[str, float]]:
+def numeric_constants(program: Program, spec: LimitSpec, dimension: int) -> tuple[dict[str, float], dict[str, float]]:
     """Initial scale s_j and learning coefficient e_j (without lr) of every matrix.
 
     Args:
-        theory: the limit.
+        program: the network.
+        spec: its limit.
         dimension: input dimension D; biases act on the constant 1, whose dimension is one.
 
     Raises:
@@ -22,8 +23,8 @@ def numeric_constants(theory: LimitEquations, dimension: int) -> tuple[dict[str,
     """
     scales: dict[str, float] = {}
     rates: dict[str, float] = {}
-    for m in theory.program.matrices:
-        limits = theory.spec.matrices[m.name]
+    for m in program.matrices:
+        limits = spec.matrices[m.name]
         for what, expression, out in (("scale", limits.scale, scales), ("rate", limits.rate, rates)):
             value = sp.sympify(expression).subs(D, 1 if m.role is Role.BIAS else dimension)
             if value.free_symbols:

@@ -13,9 +13,9 @@ import numpy as np
 
 from tp_solver import checks
 from tp_solver.errors import InputError, ProgramError
+from tp_solver.kernel_regime.gaussian_fields import Field, Moments, add, apply, backward_gaussian, forward_gaussian
 from tp_solver.limit.transposition import COTANGENT, Backward, Pair, transpose
 from tp_solver.program.statements import ONE, Average, Map, Product, Program, Statement, Sum, X
-from tp_solver.solve.gaussian_fields import Field, Moments, add, apply, backward_gaussian, forward_gaussian
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The kernel regime: kernels of any program, training in function space, uncertainty, depth."""
