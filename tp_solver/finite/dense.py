@@ -1,5 +1,7 @@
 """A tensor program run with dense arrays: vectors are (n, P), a matrix is an array times its multiplier.
 
+Over a grid a vector has one column per data point and position, (n, P J) with the positions running fastest.
+
 Everything here is a function of the trained arrays ``w`` (``W = alpha n^-a w``); derivatives are left to ``jax.grad``.
 """
 
@@ -7,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tp_solver.elementwise import lower
 from tp_solver.program.losses import Loss, gradient
-from tp_solver.program.statements import ONE, Average, Map, Product, Program, Role, Sum, X, symbol
+from tp_solver.program.positions import Window
+from tp_solver.program.statements import ONE, Average, Map, Pool, Product, Program, Role, Sum, X, symbol
 
 Array = jax.Array
 Weights = dict[str, Array]
@@ -56,22 +61,28 @@ class Net:
 
         Args:
             weights: the trained arrays w.
-            x: inputs, shape (D, P).
+            x: inputs, shape (D, P); over a grid D runs over positions (row-major), then channels.
             shifts: arrays added to variables as they are computed; the gradient with respect to a zero shift is the adjoint.
         """
         shifts = shifts or {}
-        values = {X: x, ONE: jnp.ones((1, x.shape[1]), x.dtype)}
+        points, grids = x.shape[1], self.program.grids()
+        values = {X: channels_first(x, self.program), ONE: jnp.ones((1, points), x.dtype)}
         for s in self.program.statements:
+            found = {name: spread_over(values[name], prod(grids[name]), prod(grids[s.out])) for name in s.arguments}
             match s:
-                case Product():
+                case Product(window=None):
                     w = weights[s.matrix].T if s.transpose else weights[s.matrix]
                     out = numbers.multiplier[s.matrix] * (w @ values[s.arg])
+                case Product(window=Window() as window):
+                    out = numbers.multiplier[s.matrix] * seen_through(window, weights[s.matrix], values[s.arg])
+                case Pool():
+                    out = jnp.mean(patches(s.window, values[s.arg]), axis=-1).reshape(len(values[s.arg]), -1)
                 case Sum():
-                    out = sum((float(c) * values[name] for c, name in s.terms), start=jnp.zeros((), x.dtype))
+                    out = sum((float(c) * found[name] for c, name in s.terms), start=jnp.zeros((), x.dtype))
                 case Map():
-                    out = _entrywise(s, values, x.dtype)
+                    out = _entrywise(s, found, x.dtype)
                 case Average():
-                    out = jnp.mean(_entrywise(s, values, x.dtype), axis=0, keepdims=True)
+                    out = jnp.mean(_entrywise(s, found, x.dtype), axis=0, keepdims=True)
             values[s.out] = out + shifts[s.out] if s.out in shifts else out
         return values
 
@@ -88,12 +99,16 @@ class Net:
         symbols_f, symbols_y, value, _ = gradient(self.loss, self.outputs)
         return jnp.broadcast_to(lower(value, symbols_f + symbols_y)(*f.T, *y.T), f.shape[:1])
 
-    def shape(self, matrix: str, width: int, dimension: int) -> tuple[int, int]:
-        """Shape of a matrix at a width."""
+    def shape(self, matrix: str, width: int, channels: int) -> tuple[int, ...]:
+        """Shape of a matrix at a width: (rows, columns), followed by the offsets of its window and led, where every position has
+        a matrix of its own, by the positions."""
         role = self.program.matrix(matrix).role
         rows = self.outputs if role is Role.READOUT else width
-        columns = {Role.INPUT: dimension, Role.BIAS: 1}.get(role, width)
-        return rows, columns
+        columns = {Role.INPUT: channels, Role.BIAS: 1}.get(role, width)
+        window = next(s.window for s in self.program.products() if s.matrix == matrix)
+        if window is None:
+            return rows, columns
+        return (rows, columns, window.count) if window.shared else (prod(window.outputs), rows, columns, window.count)
 
     def compile_expressions(self) -> None:
         """Lower every expression now, so that one without a jax counterpart is refused before anything else happens.
@@ -106,6 +121,31 @@ class Net:
                 _lowered(s)
         symbols_f, symbols_y, value, _ = gradient(self.loss, self.outputs)
         lower(value, symbols_f + symbols_y)
+
+
+def channels_first(x: Array, program: Program) -> Array:
+    """Inputs (D, P) with one column per point and position: (channels, P J)."""
+    positions = prod(program.grid)
+    return x.reshape(positions, -1, x.shape[1]).transpose(1, 2, 0).reshape(-1, x.shape[1] * positions)
+
+
+def spread_over(v: Array, positions: int, wanted: int) -> Array:
+    """A variable that is the same at all positions, repeated for each of them; others are left as they are."""
+    return v if positions == wanted or positions != 1 else jnp.repeat(v, wanted, axis=1)
+
+
+def patches(window: Window, v: Array) -> Array:
+    """What every output position sees, (n, P, outputs, offsets), with zeros beyond the edge."""
+    columns = v.reshape(len(v), -1, prod(window.inputs))
+    table = window.table
+    return jnp.where(jnp.asarray(table >= 0), columns[:, :, np.maximum(table, 0)], jnp.zeros((), v.dtype))
+
+
+def seen_through(window: Window, w: Array, v: Array) -> Array:
+    """sum over offsets of W_a v_(i + a), over the root of their number: (rows, P outputs)."""
+    contraction = "rca,cpia->rpi" if window.shared else "irca,cpia->rpi"
+    out = jnp.einsum(contraction, w, patches(window, v)) * window.count**-0.5
+    return out.reshape(out.shape[0], -1)
 
 
 def _lowered(s: Map | Average) -> Any:

@@ -17,8 +17,9 @@ from tp_solver import checks
 from tp_solver.errors import BudgetError, InputError, ParameterizationError, ProgramError
 from tp_solver.finite import dynamics
 from tp_solver.finite.dense import Data, Net, Numbers, Weights
-from tp_solver.finite.dynamics import Base, Clock, Rows, Rule
+from tp_solver.finite.dynamics import Base, Clock, Moving, Rows, Rule
 from tp_solver.program.parameterization import D, Parameterization
+from tp_solver.program.positions import channels_of
 from tp_solver.program.statements import Program, Space
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientDescent, GradientFlow, Training, assign_rates
@@ -54,7 +55,14 @@ class Experiment:
     @property
     def rule(self) -> Rule:
         """How the weights move between reported rows."""
-        return dynamics.RUNGE_KUTTA if isinstance(self.training, GradientFlow) else dynamics.DESCENT
+        if isinstance(self.training, GradientFlow):
+            return dynamics.RUNGE_KUTTA
+        return dynamics.HEAVY_BALL if self.training.momentum else dynamics.DESCENT
+
+    @property
+    def channels(self) -> int:
+        """The dimension that input matrices act on."""
+        return channels_of(self.net.program.grid, self.task.D)
 
     @property
     def data(self) -> Data:
@@ -87,7 +95,7 @@ class Experiment:
         for j, m in enumerate(self.net.program.matrices):
             s = self.parameterization.scaling(m)
             deviation = self._at(s.sigma * sp.Integer(width) ** -s.b)
-            shape = self.net.shape(m.name, width, self.task.D)
+            shape = self.net.shape(m.name, width, self.channels)
             lanes = np.empty((len(labels), *shape), self.dtype)
             for lane, label in zip(lanes, labels, strict=True):
                 draws = np.random.default_rng([self.seed, width, label, j]).standard_normal(shape)
@@ -98,11 +106,11 @@ class Experiment:
         return out
 
     def _at(self, expression: sp.Expr) -> float:
-        return float(expression.subs(D, self.task.D))
+        return float(expression.subs(D, self.channels))
 
     def weights_size(self, width: int) -> int:
         """Number of trained numbers of one net."""
-        return sum(int(np.prod(self.net.shape(m.name, width, self.task.D))) for m in self.net.program.matrices)
+        return sum(int(np.prod(self.net.shape(m.name, width, self.channels))) for m in self.net.program.matrices)
 
     def working_bytes(self, width: int, looks: int) -> int:
         """Estimated peak memory of one net in training, its recorded fields included."""
@@ -137,6 +145,7 @@ def prepare(
         raise InputError(
             "gamma0", gamma0, "a number > 0", "finite nets have no kernel limit; take a small value such as 0.05, or solve at gamma0 = 0"
         )
+    channels_of(net.grid, task.D)
     y, _ = task.targets(training.loss)
     if isinstance(training, GradientDescent):
         training.rates(net)
@@ -245,18 +254,19 @@ def march(
     net, steps, data = experiment.net, experiment.training.steps, experiment.data
     numbers, weights = experiment.numbers(width), experiment.draw(width, labels)
     base = _base(experiment, weights, numbers, data)
+    moving = Moving(weights, experiment.rule.before(weights))
     rows = _first_row(experiment, dynamics.row(net, weights, base, numbers, data))
     looks: list[T] = []
     now = 0
     for target in (*times, steps):
         for start, stop in _blocks(now, target):
-            weights, rows = dynamics.advance(net, experiment.rule, weights, rows, base, numbers, data, clock, start, stop)
+            moving, rows = dynamics.advance(net, experiment.rule, moving, rows, base, numbers, data, clock, start, stop)
             jax.block_until_ready(rows)
         now = target
         if len(looks) < len(times):
-            looks.append(look(weights, base, numbers, data))
+            looks.append(look(moving.weights, base, numbers, data))
     # the last row is followed by no update
-    last = dynamics.row(net, weights, base, numbers, data)
+    last = dynamics.row(net, moving.weights, base, numbers, data)
     series = {name: np.array(values[:, : steps + 1]) for name, values in rows.items()}
     for name, values in last.items():
         series[name][:, steps] = values
@@ -301,7 +311,7 @@ def clock_of(experiment: Experiment, width: int) -> Clock:
     this width.
     """
     if isinstance(experiment.training, GradientDescent):
-        return Clock(experiment.dtype.type(1.0), 1)
+        return Clock(experiment.dtype.type(1.0), 1, experiment.dtype.type(experiment.training.momentum))
     net, data, numbers = experiment.net, experiment.data, experiment.numbers(width)
     weights = experiment.draw(width, experiment.seeds[:1])
     base = _base(experiment, weights, numbers, data)
@@ -313,4 +323,4 @@ def clock_of(experiment: Experiment, width: int) -> Clock:
         rate *= float(dynamics.curvature(net, start["f"][0], data.y)) / experiment.task.P
     interval = experiment.training.time / experiment.training.steps
     substeps = int(np.ceil(interval * rate / FLOW_STEP)) if np.isfinite(rate) else 1
-    return Clock(experiment.dtype.type(interval), max(1, min(substeps, 100_000)))
+    return Clock(experiment.dtype.type(interval), max(1, min(substeps, 100_000)), experiment.dtype.type(0.0))

@@ -23,7 +23,7 @@ from tp_solver.limit.orders import derivative, monomials
 from tp_solver.limit.transposition import COTANGENT, Backward, transpose
 from tp_solver.limit.tropical import NOTHING, Algebra, Form, Size
 from tp_solver.program.parameterization import Parameterization
-from tp_solver.program.statements import ONE, Average, Map, Product, Program, Role, Space, Statement, Sum, X, symbol
+from tp_solver.program.statements import ONE, Average, Map, Pool, Product, Program, Role, Space, Statement, Sum, X, symbol
 
 _half = sp.Rational(1, 2)
 
@@ -223,8 +223,8 @@ class Counted:
         match s:
             case Product():
                 self._product(s, t, backward)
-            case Sum():
-                terms = [name for c, name in s.terms if c != 0]
+            case Sum() | Pool():
+                terms = [name for c, name in s.terms if c != 0] if isinstance(s, Sum) else [s.arg]
                 tangents = self._merged([(self.algebra.one, name, t) for name in terms])
                 self._finish(s, t, backward, [(self._size[n, t], self._change[n, t]) for n in terms], tangents)
             case Map() | Average():

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import sympy as sp
 
 from tp_solver.errors import ProgramError
-from tp_solver.program.statements import Average, Map, Product, Program, Space, Statement, Sum, symbol
+from tp_solver.program.positions import Window
+from tp_solver.program.statements import Average, Map, Pool, Product, Program, Space, Statement, Sum, symbol
 
 COTANGENT = "df"
 """The variable, in the OUTPUT space, that starts the adjoints."""
@@ -29,6 +30,7 @@ class Pair:
     adjoint: str
     input: str
     transpose: bool
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Backward:
 
 def transpose(program: Program) -> Backward:
     """Derive the backward program: products give transposed products, maps give maps with the differentiated
-    expression, sums give sums, averages start or pass on adjoints.
+    expression, sums give sums, means over windows spread over them, averages start or pass on adjoints.
 
     The adjoint of ``h`` is called ``dh``; what a variable read by several statements receives from the one that computes
     ``y`` is called ``dh_y``.
@@ -116,14 +118,18 @@ def transpose(program: Program) -> Backward:
             continue
         match s:
             case Product():
-                pairs.append(Pair(s.matrix, adjoint, s.arg, s.transpose))
+                pairs.append(Pair(s.matrix, adjoint, s.arg, s.transpose, s.window))
                 if spaces[s.arg] is Space.WIDTH:
                     name = contribution(s.arg, s.out)
-                    emit(Product(name, s.matrix, adjoint, not s.transpose), Space.WIDTH)
+                    emit(Product(name, s.matrix, adjoint, not s.transpose, s.window), Space.WIDTH)
                     received[s.arg].append((sp.S.One, name))
             case Sum():
                 for c, name in s.terms:
                     received[name].append((c, adjoint))
+            case Pool():
+                name = contribution(s.arg, s.out)
+                emit(Pool(name, adjoint, s.window, not s.transpose), Space.WIDTH)
+                received[s.arg].append((sp.S.One, name))
             case Map() | Average():
                 differentiate(s, adjoint)
     names = Counter([*spaces, COTANGENT, *(s.out for s in out)])

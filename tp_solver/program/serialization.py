@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from tp_solver.errors import FileFormatError
 from tp_solver.program.losses import LOSSES
 from tp_solver.program.parameterization import Parameterization
-from tp_solver.program.statements import Average, Layer, Map, Matrix, Product, Program, Role, Statement, Sum
+from tp_solver.program.positions import Grid, Padding, Window
+from tp_solver.program.statements import Average, Layer, Map, Matrix, Pool, Product, Program, Role, Statement, Sum
 from tp_solver.program.training import GradientDescent, GradientFlow, Training
 from tp_solver.symbols.serialization import from_tree, to_tree
 
@@ -24,6 +25,7 @@ def program_to_tree(program: Program) -> dict[str, Any]:
         "statements": [[type(s).__name__, *_WRITERS[type(s)](s)] for s in program.statements],
         "output": program.output,
         "layers": [[v.index, v.pre, v.post, v.activation] for v in program.layers],
+        "grid": list(program.grid),
     }
 
 
@@ -41,6 +43,7 @@ def program_from_tree(tree: Mapping[str, Any]) -> Program:
             tuple(_READERS[kind](*parts) for kind, *parts in tree["statements"]),
             _text(tree["output"]),
             tuple(Layer(int(i), _text(pre), _text(post), _text(activation)) for i, pre, post, activation in tree["layers"]),
+            _grid(tree.get("grid", [])),
         )
 
     return _guarded("program", build)
@@ -64,8 +67,10 @@ def training_to_tree(training: Training) -> dict[str, Any]:
     """Rule, its numbers, and the name of the loss."""
     rule = next(name for name, kind in RULES.items() if isinstance(training, kind))
     loss = next(name for name, kind in LOSSES.items() if isinstance(training.loss, kind))
-    pace = training.lr if isinstance(training, GradientDescent) else training.time
-    return {"rule": rule, "pace": pace, "steps": training.steps, "loss": loss}
+    tree = {"rule": rule, "steps": training.steps, "loss": loss}
+    if isinstance(training, GradientDescent):
+        return tree | {"pace": training.lr, "momentum": training.momentum}
+    return tree | {"pace": training.time}
 
 
 def training_from_tree(tree: Mapping[str, Any]) -> Training:
@@ -74,24 +79,50 @@ def training_from_tree(tree: Mapping[str, Any]) -> Training:
     Raises:
         FileFormatError: for anything else.
     """
-    return _guarded("training", lambda: RULES[tree["rule"]](tree["pace"], tree["steps"], LOSSES[tree["loss"]]()))
+
+    def build() -> Training:
+        loss = LOSSES[tree["loss"]]()
+        if RULES[tree["rule"]] is GradientDescent:
+            return GradientDescent(tree["pace"], tree["steps"], loss, tree.get("momentum", 0.0))
+        return GradientFlow(tree["pace"], tree["steps"], loss)
+
+    return _guarded("training", build)
 
 
 RULES: dict[str, type[GradientDescent] | type[GradientFlow]] = {"gradient_descent": GradientDescent, "gradient_flow": GradientFlow}
 """Training rules by the names that files use."""
 
 _WRITERS: dict[type, Callable[[Any], list[Any]]] = {
-    Product: lambda s: [s.out, s.matrix, s.arg, s.transpose],
+    Product: lambda s: [s.out, s.matrix, s.arg, s.transpose, *([] if s.window is None else [_window_to_tree(s.window)])],
     Map: lambda s: [s.out, to_tree(s.expression), list(s.arguments)],
     Sum: lambda s: [s.out, [[to_tree(c), x] for c, x in s.terms]],
     Average: lambda s: [s.out, to_tree(s.expression), list(s.arguments)],
+    Pool: lambda s: [s.out, s.arg, _window_to_tree(s.window), s.transpose],
 }
 _READERS: dict[str, Callable[..., Statement]] = {
-    "Product": lambda out, matrix, arg, transpose: Product(_text(out), _text(matrix), _text(arg), bool(transpose)),
+    "Product": lambda out, matrix, arg, transpose, *window: Product(
+        _text(out), _text(matrix), _text(arg), bool(transpose), *map(_window_from_tree, window)
+    ),
+    "Pool": lambda out, arg, window, transpose: Pool(_text(out), _text(arg), _window_from_tree(window), bool(transpose)),
     "Map": lambda out, expression, arguments: Map(_text(out), from_tree(expression), tuple(map(_text, arguments))),
     "Sum": lambda out, terms: Sum(_text(out), tuple((from_tree(c), _text(x)) for c, x in terms)),
     "Average": lambda out, expression, arguments: Average(_text(out), from_tree(expression), tuple(map(_text, arguments))),
 }
+
+
+def _window_to_tree(w: Window) -> list[Any]:
+    return [list(w.inputs), list(w.size), list(w.stride), w.padding.value, w.shared]
+
+
+def _window_from_tree(tree: list[Any]) -> Window:
+    inputs, size, stride, padding, shared = tree
+    return Window(_grid(inputs), _grid(size), _grid(stride), Padding(padding), bool(shared))
+
+
+def _grid(value: list[Any]) -> Grid:
+    if not all(isinstance(n, int) and n > 0 for n in value):
+        raise TypeError(f"{value!r} is no grid")
+    return tuple(value)
 
 
 def _text(value: Any) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import sympy as sp
 
 from tp_solver.errors import ProgramError
+from tp_solver.program.positions import Grid, Window
 
 
 class Space(Enum):
@@ -75,12 +76,16 @@ def coefficient(field: str, value: Any, expected: str = "a finite number or a sy
 
 @dataclass(frozen=True)
 class Product:
-    """``out = W arg`` or ``out = W.T arg``."""
+    """``out = W arg`` or ``out = W.T arg``, at every position alike.
+
+    Through a window: ``out_i = A^(-1/2) sum_a W_a arg_(i + a)`` over its A offsets (and the adjoint of that map).
+    """
 
     out: str
     matrix: str
     arg: str
     transpose: bool = False
+    window: Window | None = None
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -90,7 +95,8 @@ class Product:
         return replace(self, out=names.get(self.out, self.out), arg=names.get(self.arg, self.arg))
 
     def __str__(self) -> str:
-        return f"{self.out} = {self.matrix}{'.T' if self.transpose else ''} {self.arg}"
+        seen = f" ({self.window})" if self.window else ""
+        return f"{self.out} = {self.matrix}{'.T' if self.transpose else ''} {self.arg}{seen}"
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,27 @@ class Average:
         return f"{self.out} = average({self.expression}; {', '.join(self.arguments)})"
 
 
-Statement = Product | Map | Sum | Average
+@dataclass(frozen=True)
+class Pool:
+    """``out_i`` = mean of ``arg`` over the window of position i; transposed: its adjoint, which spreads over the window."""
+
+    out: str
+    arg: str
+    window: Window
+    transpose: bool = False
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (self.arg,)
+
+    def renamed(self, names: Mapping[str, str]) -> Pool:
+        return replace(self, out=names.get(self.out, self.out), arg=names.get(self.arg, self.arg))
+
+    def __str__(self) -> str:
+        return f"{self.out} = {'spread' if self.transpose else 'mean'}({self.arg}; {self.window})"
+
+
+Statement = Product | Map | Sum | Average | Pool
 
 
 @dataclass(frozen=True)
@@ -178,6 +204,8 @@ class Program:
     statements: tuple[Statement, ...]
     output: str
     layers: tuple[Layer, ...]
+    grid: Grid = ()
+    """Positions of an input: inputs of dimension D are D / (number of positions) channels at each, the channel running fastest."""
 
     @property
     def depth(self) -> int:
@@ -233,6 +261,18 @@ class Program:
             out[s.out] = self._space(s)
         return out
 
+    def grids(self) -> dict[str, Grid]:
+        """The positions of every variable; a bias, the same at all positions, has one per axis."""
+        single = (1,) * len(self.grid)
+        out: dict[str, Grid] = {X: self.grid, ONE: single}
+        for s in self.statements:
+            if isinstance(s, (Product, Pool)) and s.window is not None:
+                out[s.out] = s.window.inputs if s.transpose else s.window.outputs
+            else:
+                found = [out[a] for a in s.arguments if out[a] != single]
+                out[s.out] = found[0] if found else single
+        return out
+
     def _space(self, s: Statement) -> Space:
         if isinstance(s, Product):
             role = self.matrix(s.matrix).role
@@ -244,7 +284,7 @@ class Program:
         return (s for s in self.statements if isinstance(s, Product))
 
     def __str__(self) -> str:
-        head = [f"program {self.name}"]
+        head = [f"program {self.name}" + (f" on {' x '.join(map(str, self.grid))} positions" if self.grid else "")]
         head += [f"  {m.name}: {m.role.name.lower()} matrix" for m in self.matrices if m.role is not Role.BIAS]
         head += [f"  {m.name}: bias, sigma = {m.sigma}, rate = {m.rate}" for m in self.matrices if m.role is Role.BIAS]
         return "\n".join(head + [f"  {s}" for s in self.statements] + [f"  output {self.output}"])

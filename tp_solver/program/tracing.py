@@ -10,12 +10,14 @@ from typing import Any
 import sympy as sp
 
 from tp_solver.errors import InputError, ProgramError, TPError
+from tp_solver.program.positions import Grid, Window, everything, grid_of, window_over
 from tp_solver.program.statements import (
     ONE,
     Average,
     Layer,
     Map,
     Matrix,
+    Pool,
     Product,
     Program,
     Role,
@@ -92,17 +94,28 @@ _CURE = {
 
 @dataclass
 class Trace:
-    """Collects the statements of one traced function."""
+    """Collects the statements of one traced function of inputs over a grid."""
 
+    grid: Grid = ()
     statements: list[Statement] = field(default_factory=list)
     matrices: dict[str, Matrix] = field(default_factory=dict)
     spaces: dict[str, Space] = field(default_factory=lambda: {X: Space.DATA, ONE: Space.DATA})
     layers: list[Layer] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
 
-    def add(self, statement: Statement, space: Space) -> Vector:
+    def __post_init__(self) -> None:
+        self.grids |= {X: self.grid, ONE: self.single}
+
+    @property
+    def single(self) -> Grid:
+        """One position per axis: the grid of what is the same at all positions."""
+        return (1,) * len(self.grid)
+
+    def add(self, statement: Statement, space: Space, grid: Grid) -> Vector:
         self.statements.append(statement)
         self.spaces[statement.out] = space
+        self.grids[statement.out] = grid
         return Vector(self, statement.out)
 
     def fresh(self) -> str:
@@ -113,7 +126,7 @@ class Trace:
         if known != matrix:
             raise ProgramError("matrix name", matrix.name, "one matrix per name", "give the two matrices different names")
 
-    def product(self, weight: Weight, x: Vector) -> Vector:
+    def product(self, weight: Weight, x: Vector, window: Window | None = None) -> Vector:
         matrix = weight.matrix
         self.use(matrix)
         role = matrix.role
@@ -129,12 +142,47 @@ class Trace:
                 f"one in the {needs.value} space",
                 _CURE[self.spaces[x.name]],
             )
-        return self.add(Product(self.fresh(), matrix.name, x.name, weight.transposed), gives)
+        if weight.transposed and window is not None:
+            raise ProgramError(
+                f"{matrix.name}.T", "a transpose through a window", "the matrix itself", "windows run forward; use another matrix"
+            )
+        self.one_window(matrix.name, window)
+        grid = self.grids[x.name] if window is None else window.outputs
+        return self.add(Product(self.fresh(), matrix.name, x.name, weight.transposed, window), gives, grid)
+
+    def one_window(self, matrix: str, window: Window | None) -> None:
+        """A matrix has one number per offset of its window, so that all its uses share the window's size."""
+        for s in self.statements:
+            if isinstance(s, Product) and s.matrix == matrix and s.window != window:
+                raise ProgramError(
+                    matrix,
+                    f"{window or 'no window'} after {s.window or 'no window'}",
+                    "the same window over the same grid in all uses of a matrix",
+                    "take another matrix, or the same size, stride and padding on the same grid",
+                )
+
+    def pool(self, x: Vector, window: Window) -> Vector:
+        self.require(x, Space.WIDTH, "a mean over positions")
+        return self.add(Pool(self.fresh(), x.name, window), Space.WIDTH, window.outputs)
 
     def combine(self, terms: list[tuple[sp.Expr, Vector]]) -> Vector:
         for _, v in terms:
             self.require(v, Space.WIDTH, "a sum")
-        return self.add(Sum(self.fresh(), tuple((sp.sympify(c), v.name) for c, v in terms)), Space.WIDTH)
+        grid = self.common_grid("a sum", tuple(v for _, v in terms))
+        return self.add(Sum(self.fresh(), tuple((sp.sympify(c), v.name) for c, v in terms)), Space.WIDTH, grid)
+
+    def common_grid(self, what: str, vectors: tuple[Vector, ...]) -> Grid:
+        """The positions that vectors share; only a bias is the same at all of them."""
+        biases = {s.out for s in self.statements if isinstance(s, Product) and s.arg == ONE}
+        grids = {self.grids[v.name] for v in vectors if v.name not in biases and self.spaces[v.name] is Space.WIDTH}
+        if len(grids) > 1:
+            raise ProgramError(
+                f"{what} of {', '.join(v.name for v in vectors)}",
+                f"positions {' and '.join(map(str, sorted(grids)))}",
+                "vectors over the same positions",
+                "pool or convolve the larger one with a stride first",
+            )
+        return grids.pop() if grids else self.single
 
     def entrywise(self, expression: sp.Expr, args: tuple[Vector, ...]) -> Vector:
         for v in args:
@@ -142,7 +190,8 @@ class Trace:
                 self.require(v, Space.WIDTH, "an entrywise map")
         if all(self.spaces[v.name] is Space.SCALAR for v in args):
             raise ProgramError("entrywise map", "averages only", "at least one vector over the sites", "multiply by a vector")
-        return self.add(Map(self.fresh(), expression, tuple(dict.fromkeys(v.name for v in args))), Space.WIDTH)
+        grid = self.common_grid("an entrywise map", args)
+        return self.add(Map(self.fresh(), expression, tuple(dict.fromkeys(v.name for v in args))), Space.WIDTH, grid)
 
     def require(self, v: Vector, space: Space, what: str) -> None:
         if v.trace is not self:
@@ -230,7 +279,80 @@ def average(function: Callable[..., sp.Expr], *vectors: Vector) -> Vector:
     for v in vectors:
         trace.require(v, Space.WIDTH, "an average")
     expression = _applied("average", function, vectors)
-    return trace.add(Average(trace.fresh(), expression, tuple(dict.fromkeys(v.name for v in vectors))), Space.SCALAR)
+    grid = trace.common_grid("an average", vectors)
+    return trace.add(Average(trace.fresh(), expression, tuple(dict.fromkeys(v.name for v in vectors))), Space.SCALAR, grid)
+
+
+def conv(weight: Weight, x: Vector, size: Any, stride: Any = 1, padding: str = "circular") -> Vector:
+    """A convolution: at position i, the sum over a window of A offsets of ``W_a x_(i + a)``, over the square root of A.
+
+    Args:
+        weight: an input, hidden or readout matrix; it has one block W_a per offset.
+        x: a vector over a grid of positions.
+        size: positions of the window, for all axes or one per axis.
+        stride: input positions per output position, likewise.
+        padding: beyond the edge, "circular" (the opposite edge), "zero", or "valid" (windows inside the grid only).
+
+    Raises:
+        InputError, ProgramError: for a vector without positions, or a window that does not fit.
+
+    Example::
+
+        tp.program(lambda x: w @ tp.global_pool(tp.relu(tp.conv(W0, x, 3))), "cnn", grid=(16, 16))
+    """
+    return _windowed("conv", weight, x, size, stride, padding, True)
+
+
+def local(weight: Weight, x: Vector, size: Any, stride: Any = 1, padding: str = "circular") -> Vector:
+    """A locally connected layer: a convolution whose matrices differ from position to position (arguments as :func:`conv`)."""
+    return _windowed("local", weight, x, size, stride, padding, False)
+
+
+def dense(weight: Weight, x: Vector) -> Vector:
+    """One matrix block per position, summed over positions (and over the root of their number): a layer of the flattened vector."""
+    _traced("dense", weight, x)
+    grid = x.trace.grids[x.name]
+    return x.trace.product(weight, x, everything(grid) if grid else None)
+
+
+def pool(x: Vector, size: Any, stride: Any = None, padding: str = "valid") -> Vector:
+    """The mean over windows of positions, side by side unless ``stride`` says otherwise (arguments as :func:`conv`).
+
+    Raises:
+        InputError, ProgramError: for a vector without positions, or windows that do not end at the edge of the grid.
+    """
+    _traced("pool", None, x)
+    window = window_over(x.trace.grids[x.name], "pool", size, size if stride is None else stride, padding)
+    left = [(n - k) % s for n, k, s in zip(window.inputs, window.size, window.stride, strict=True)]
+    if padding == "valid" and any(left):
+        raise ProgramError(
+            "pool", f"windows of {window.size} at stride {window.stride} on {window.inputs} positions", "windows that end at the edge",
+            "choose a size that divides the positions",
+        )  # fmt: skip
+    return x.trace.pool(x, window)
+
+
+def global_pool(x: Vector) -> Vector:
+    """The mean over all positions."""
+    _traced("global_pool", None, x)
+    grid = x.trace.grids[x.name]
+    if not grid:
+        raise ProgramError(
+            "global_pool", "a variable without positions", "one over a grid", "give the grid of the inputs: tp.program(f, grid=(16, 16))"
+        )
+    return x.trace.pool(x, everything(grid))
+
+
+def _windowed(what: str, weight: Weight, x: Vector, size: Any, stride: Any, padding: str, shared: bool) -> Vector:
+    _traced(what, weight, x)
+    return x.trace.product(weight, x, window_over(x.trace.grids[x.name], what, size, stride, padding, shared))
+
+
+def _traced(what: str, weight: Weight | None, x: Vector) -> None:
+    if weight is not None and not isinstance(weight, Weight):
+        raise ProgramError(what, weight, "a matrix such as tp.hidden_matrix('W1')", f"tp.{what}(W, x, ...)")
+    if not isinstance(x, Vector):
+        raise ProgramError(what, x, "a traced vector", "use it inside the function given to tp.program")
 
 
 def _applied(what: str, function: Callable[..., sp.Expr], vectors: tuple[Vector, ...]) -> sp.Expr:
@@ -248,14 +370,16 @@ def _applied(what: str, function: Callable[..., sp.Expr], vectors: tuple[Vector,
     return canonical(coefficient(what, value, "a finite sympy expression"))
 
 
-def program(function: Callable[[Vector], Vector], name: str | None = None) -> Program:
+def program(function: Callable[[Vector], Vector], name: str | None = None, grid: Any = ()) -> Program:
     """Trace a function of the inputs into a tensor program.
 
     Args:
         function: takes the traced inputs ``x`` and returns the output of one readout.
         name: how the program prints; the function's name by default.
+        grid: positions of an input, for convolutions: (16, 16) for images; an input of dimension D then has D / 256 channels.
 
     Raises:
+        InputError: for a malformed grid.
         ProgramError: if the function returns anything but a readout's output, or uses no activation or identity layer.
 
     Example::
@@ -265,7 +389,7 @@ def program(function: Callable[[Vector], Vector], name: str | None = None) -> Pr
     """
     if not callable(function):
         raise ProgramError("program", function, "a function of the inputs", "tp.program(lambda x: w @ tp.tanh(W0 @ x))")
-    trace = Trace()
+    trace = Trace(grid_of(grid))
     try:
         out = function(Vector(trace, X))
     except TPError:
@@ -284,6 +408,13 @@ def program(function: Callable[[Vector], Vector], name: str | None = None) -> Pr
             "the output of a readout",
             "end the function with return w @ x, w = tp.readout(...)",
         )
+    if trace.grids[out.name] != trace.single:
+        raise ProgramError(
+            out.name,
+            f"an output at {' x '.join(map(str, trace.grids[out.name]))} positions",
+            "one output per input",
+            "end with w @ tp.global_pool(x), or with tp.dense(w, x) for a flattened readout",
+        )
     if not trace.layers:
         raise ProgramError("program", "no activation", "at least one activation", "use tp.linear for a linear layer")
     names = dict(trace.names)
@@ -300,4 +431,5 @@ def program(function: Callable[[Vector], Vector], name: str | None = None) -> Pr
         tuple(s.renamed(names) for s in trace.statements),
         names[out.name],
         tuple(Layer(v.index, names[v.pre], names[v.post], v.activation) for v in trace.layers),
+        trace.grid,
     )

@@ -24,32 +24,37 @@ def _check_loss(loss: Any) -> None:
 
 @dataclass(frozen=True)
 class GradientDescent:
-    """Full-batch gradient descent, exact in discrete time.
+    """Full-batch gradient descent, exact in discrete time, with heavy-ball momentum if asked for.
 
-    ``w <- w - lr gamma0^2 eta_j N^(-c_j) dLoss/dw`` with ``Loss = sum_mu p_mu l(f_mu, y_mu)``, p = 1/P (contract).
+    ``w(t + 1) = w(t) - lr gamma0^2 eta_j N^(-c_j) dLoss/dw + momentum (w(t) - w(t - 1))``, at rest at the start: w(-1) = w(0);
+    ``Loss = sum_mu p_mu l(f_mu, y_mu)``, p = 1/P (``theory/notation.md``, NO.2; Polyak 1964).
 
     Args:
         lr: learning rate >= 0, in units of 1/loss; or one value per weight matrix in order of appearance (a sequence), or
             a mapping from matrix names to values (others keep 1 times nothing: every trained matrix must be named).
         steps: number of updates.
         loss: loss per data point.
+        momentum: share of the last move that is made again, in [0, 1); 0 is plain gradient descent.
     """
 
     lr: Any
     steps: int
     loss: Loss = field(default_factory=SquaredError)
+    momentum: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lr", _rates(self.lr))
         object.__setattr__(self, "steps", checks.integer("steps", self.steps, minimum=1))
         _check_loss(self.loss)
+        object.__setattr__(self, "momentum", check_momentum(self.momentum))
 
     def rates(self, program: Program) -> dict[str, float]:
         """The learning rate of every matrix; a bias takes the rate of the weight that precedes it in the program."""
         return assign_rates(self.lr, program)
 
     def __str__(self) -> str:
-        return f"gradient descent, lr = {self.lr}, {self.steps} steps, {self.loss.name}"
+        ball = f"momentum {self.momentum:g}, " if self.momentum else ""
+        return f"gradient descent, lr = {self.lr}, {ball}{self.steps} steps, {self.loss.name}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,14 @@ class GradientFlow:
 
 
 Training = GradientDescent | GradientFlow
+
+
+def check_momentum(momentum: Any) -> float:
+    """A number in [0, 1): at one nothing would ever come to rest."""
+    value = checks.number("momentum", momentum, minimum=0.0, hint="0 is plain gradient descent, 0.9 a common choice")
+    if value >= 1.0:
+        raise InputError("momentum", momentum, "a number >= 0 and < 1", "0 is plain gradient descent, 0.9 a common choice")
+    return value
 
 
 def _rates(lr: Any) -> Any:

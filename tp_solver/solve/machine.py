@@ -55,6 +55,7 @@ def execute(s: Statement, env: Env, matrices: Mapping[str, ActingMatrix]) -> jax
             return _evaluate(s.expression, s.arguments, env)
         case Average():
             return jnp.mean(_evaluate(s.expression, s.arguments, env), axis=1, keepdims=True)
+    raise AssertionError(f"{s}: a statement over positions, which tp.limit refuses")
 
 
 def _evaluate(expression: sp.Expr, arguments: tuple[str, ...], env: Env) -> jax.Array:
