@@ -25,7 +25,7 @@ from tp_solver.program.parameterization import CLASSES, PRESETS, D, Parameteriza
 from tp_solver.program.serialization import RULES
 from tp_solver.program.statements import Program
 from tp_solver.program.task import Task
-from tp_solver.program.training import GradientDescent, Training
+from tp_solver.program.training import GradientDescent, GradientFlow, Training, check_momentum
 from tp_solver.solve.methods import METHODS
 from tp_solver.symbols.activation import SHIPPED
 
@@ -37,6 +37,9 @@ ARCHITECTURES = {"mlp": mlp}
 ENDS = "ends"
 """The word for the first and the last step."""
 ARRAYS = ("X", "y", "X_test", "y_test")
+_PACE = {GradientDescent: "lr", GradientFlow: "time"}
+_OWNER = {"lr": "gradient_descent", "momentum": "gradient_descent", "time": "gradient_flow"}
+"""Keys of [training] that belong to one rule only."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,15 @@ class Config:
             InputError: naming a missing key, or one that belongs to the other rule.
         """
         rule = RULES[self.sections.get("training", {}).get("rule", "gradient_descent")]
-        pace, other = ("lr", "time") if rule is GradientDescent else ("time", "lr")
-        given = self._section("training", (pace, "steps"))
-        if other in given:
-            words = {"lr": "gradient_descent", "time": "gradient_flow"}
-            raise InputError(f"training.{other}", given[other], f"no {other} with this rule", f'it belongs to rule = "{words[other]}"')
+        given = self._section("training", (_PACE[rule], "steps"))
+        for other, owner in _OWNER.items():
+            if other in given and RULES[owner] is not rule:
+                raise InputError(f"training.{other}", given[other], f"no {other} with this rule", f'it belongs to rule = "{owner}"')
+        loss = LOSSES[given.get("loss", "squared_error")]()
         with inside("training"):
-            return rule(given[pace], given["steps"], LOSSES[given.get("loss", "squared_error")]())
+            if rule is GradientDescent:
+                return GradientDescent(given["lr"], given["steps"], loss, given.get("momentum", 0.0))
+            return GradientFlow(given["time"], given["steps"], loss)
 
     def task(self) -> Task:
         """The data of [task]; reads the file of arrays, if any.
@@ -229,6 +234,11 @@ def _rates(field: str, value: Any) -> Any:
     return checks.number(field, value, minimum=0.0)
 
 
+def _momentum(field: str, value: Any) -> float:
+    with inside(field.split(".")[0]):
+        return check_momentum(value)
+
+
 def _triple(entry: Reader) -> Reader:
     def reader(field: str, value: Any) -> tuple[Any, ...]:
         values = value if isinstance(value, list) else [value] * 3
@@ -287,6 +297,7 @@ SCHEMA: dict[str, dict[str, Reader]] = {
         "time": lambda field, value: checks.number(field, value, above=0.0),
         "steps": _whole(1),
         "loss": _name_of(LOSSES),
+        "momentum": _momentum,
     },
     "task": {"digits": _digits, "arrays": _text},
     "solve": {

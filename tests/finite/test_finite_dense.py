@@ -200,6 +200,35 @@ def test_gradient_flow_of_a_frozen_kernel_is_exponential():
         np.testing.assert_allclose(ens.f[0, :, t], expected, atol=3e-6)
 
 
+def test_momentum_of_a_frozen_kernel_is_the_heavy_ball_of_the_function():
+    # One readout over fixed features: f(t + 1) = f(t) + K e(t) + momentum (f(t) - f(t - 1)), exactly.
+    frozen = Parameterization("frozen", muP.a, muP.b, muP.c, muP.alpha, 1, (0, 0, 1))
+    ens = run(mlp(2, tanh), frozen, GradientDescent(0.7, 12, momentum=0.8), TASK)
+    kernel = 0.7 * ens.ntk(0)[0] / 4
+    now = before = ens.f[0, :, 0]
+    for t in range(13):
+        np.testing.assert_allclose(ens.f[0, :, t], now, atol=1e-12)
+        now, before = now + np.einsum("sij,sj->si", kernel, Y - now) + 0.8 * (now - before), now
+    assert np.abs(ens.f - run(mlp(2, tanh), frozen, GradientDescent(0.7, 12), TASK).f).max() > 0.05
+
+
+def test_momentum_against_two_steps_by_hand():
+    """w(2) = w(1) - rate grad(w(1)) + momentum (w(1) - w(0)), for a net of one hidden unit."""
+    lr, momentum, x, y = 0.3, 0.6, X[:1], Y[:1]
+    ens = run(mlp(1, tanh), ntk, GradientDescent(lr, 2, momentum=momentum), Task(x, y), widths=(1,), seeds=1)
+    with precision():
+        start = prepare(mlp(1, tanh), ntk, GradientDescent(lr, 2), Task(x, y), 1.0, (1,), 1, False, 0, "float64").draw(1, (0,))
+    a, v = np.array(start["W0"])[0, 0], float(np.asarray(start["W1"])[0, 0, 0])
+    step_a, step_v = np.zeros(3), 0.0
+    for t in range(3):
+        h = a @ x[0] / np.sqrt(3)
+        f = v * np.tanh(h)
+        assert ens.f[0, 0, t, 0] == pytest.approx(f, abs=1e-13)
+        slope_a, slope_v = (f - y[0]) * v / np.cosh(h) ** 2 * x[0] / np.sqrt(3), (f - y[0]) * np.tanh(h)
+        step_a, step_v = momentum * step_a - lr * slope_a, momentum * step_v - lr * slope_v
+        a, v = a + step_a, v + step_v
+
+
 def test_centring_subtracts_the_initial_predictions():
     ens = run(mlp(2, tanh), ntk, GradientDescent(0.1, 1), TASK, centred=True, gamma0=1.0)
     assert (ens.f[:, :, 0] == 0).all() and (ens.f_test[:, :, 0] == 0).all()

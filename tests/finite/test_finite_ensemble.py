@@ -1,6 +1,7 @@
 """The ensemble's record: reproducibility, precision, memory, failure, and what it says to bad input."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,14 +142,16 @@ def test_memory_is_refused_before_anything_runs():
         run(memory=1e4)
 
 
-def test_memory_estimate_is_that_of_the_compiled_step():
+@pytest.mark.parametrize("momentum", [0.0, 0.5], ids=["descent", "heavy ball"])
+def test_memory_estimate_is_that_of_the_compiled_step(momentum):
     width = 1000
-    e = prepare(NET, muP, TRAIN, TASK, 1.0, (width,), 1, False, 0, "float64")
+    e = prepare(NET, muP, replace(TRAIN, momentum=momentum), TASK, 1.0, (width,), 1, False, 0, "float64")
     with precision():
         weights, numbers, data = e.draw(width, (0,)), e.numbers(width), e.data
         base = _base(e, weights, numbers, data)
         rows = _first_row(e, dynamics.row(e.net, weights, base, numbers, data))
-        step = dynamics.advance.lower(e.net, e.rule, weights, rows, base, numbers, data, clock_of(e, width), 0, 1).compile()
+        moving = dynamics.Moving(weights, e.rule.before(weights))
+        step = dynamics.advance.lower(e.net, e.rule, moving, rows, base, numbers, data, clock_of(e, width), 0, 1).compile()
     used = step.memory_analysis()
     peak = used.argument_size_in_bytes + used.temp_size_in_bytes
     assert 0.75 < e.working_bytes(width, 1) / peak < 1.25

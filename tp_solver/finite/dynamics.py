@@ -28,10 +28,18 @@ class Base(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """Time per reported row, and integrator steps per row."""
+    """Time per reported row, integrator steps per row, and the share of the last move that is made again."""
 
     time: Any
     substeps: Any
+    momentum: Any
+
+
+class Moving(NamedTuple):
+    """The weights and their last move (without entries where the rule forgets it)."""
+
+    weights: Weights
+    last: Weights
 
 
 class Look(NamedTuple):
@@ -48,12 +56,18 @@ def _moved(weights: Weights, by: float | Array, velocity: Weights) -> Weights:
     return {name: w + by * velocity[name] for name, w in weights.items()}
 
 
-def descent(velocity: Velocity, weights: Weights, clock: Clock) -> Weights:
+def descent(velocity: Velocity, state: Moving, clock: Clock) -> Moving:
     """One update of gradient descent; the rates already hold the step."""
-    return _moved(weights, 1.0, velocity(weights))
+    return Moving(_moved(state.weights, 1.0, velocity(state.weights)), state.last)
 
 
-def runge_kutta(velocity: Velocity, weights: Weights, clock: Clock) -> Weights:
+def heavy_ball(velocity: Velocity, state: Moving, clock: Clock) -> Moving:
+    """One update of gradient descent that makes a share of the last move again."""
+    move = _moved(velocity(state.weights), clock.momentum, state.last)
+    return Moving(_moved(state.weights, 1.0, move), move)
+
+
+def runge_kutta(velocity: Velocity, state: Moving, clock: Clock) -> Moving:
     """One reported interval of gradient flow by the classic fourth-order rule."""
     dt = clock.time / clock.substeps
 
@@ -65,18 +79,29 @@ def runge_kutta(velocity: Velocity, weights: Weights, clock: Clock) -> Weights:
             total = _moved(total, weight, k)
         return _moved(w, dt / 6, total)
 
-    return jax.lax.fori_loop(0, clock.substeps, step, weights)
+    return Moving(jax.lax.fori_loop(0, clock.substeps, step, state.weights), state.last)
+
+
+def _forgotten(weights: Weights) -> Weights:
+    return {}
+
+
+def _at_rest(weights: Weights) -> Weights:
+    return {name: jnp.zeros_like(w) for name, w in weights.items()}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How weights move from one reported row to the next, and how many arrays of the size of the weights that takes."""
+    """How weights move from one reported row to the next, how many arrays of the size of the weights that takes, and what
+    stands for the last move before the first."""
 
-    move: Callable[[Velocity, Weights, Clock], Weights]
+    move: Callable[[Velocity, Moving, Clock], Moving]
     copies: int
+    before: Callable[[Weights], Weights] = _forgotten
 
 
 DESCENT = Rule(descent, 1)
+HEAVY_BALL = Rule(heavy_ball, 2, _at_rest)
 RUNGE_KUTTA = Rule(runge_kutta, 5)
 
 
@@ -108,15 +133,15 @@ def row(net: Net, weights: Weights, base: Base, numbers: Numbers, data: Data) ->
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
 def advance(
-    net: Net, rule: Rule, weights: Weights, rows: Rows, base: Base, numbers: Numbers, data: Data, clock: Clock, start: Any, stop: Any
-) -> tuple[Weights, Rows]:
+    net: Net, rule: Rule, moving: Moving, rows: Rows, base: Base, numbers: Numbers, data: Data, clock: Clock, start: Any, stop: Any
+) -> tuple[Moving, Rows]:
     """Train from row ``start`` to row ``stop``, writing rows start..stop-1 (test points: start+1..stop).
 
     One compilation serves all lengths.
     """
     first = [m.name for m in net.program.matrices if m.role.domain is Space.DATA]
 
-    def one(weights: Weights, rows: Rows, base: Base) -> tuple[Weights, Rows]:
+    def one(moving: Moving, rows: Rows, base: Base) -> tuple[Moving, Rows]:
         def velocity(w: Weights) -> Weights:
             slope = jax.grad(lambda v: _loss(net, v, base, numbers, data))(w)
             # One, but known only after the last gradient: XLA then updates in place, where it would else copy every matrix
@@ -124,17 +149,17 @@ def advance(
             done = 1.0 + 0.0 * sum(jnp.sum(slope[name]) for name in first)
             return {name: -(done * numbers.rate[name]) * s for name, s in slope.items()}
 
-        def body(t: Array, state: tuple[Weights, Rows]) -> tuple[Weights, Rows]:
-            w, rows = state
-            new = rule.move(velocity, w, clock)
+        def body(t: Array, state: tuple[Moving, Rows]) -> tuple[Moving, Rows]:
+            old, rows = state
+            new = rule.move(velocity, old, clock)
             # Test points meet the new weights: read after the update, the old ones need no copy.
-            now = {k: (t, v) for k, v in _training_row(net, w, base, numbers, data).items()}
-            now |= {k: (t + 1, v) for k, v in _test_row(net, new, base, numbers, data).items()}
+            now = {k: (t, v) for k, v in _training_row(net, old.weights, base, numbers, data).items()}
+            now |= {k: (t + 1, v) for k, v in _test_row(net, new.weights, base, numbers, data).items()}
             return new, {k: rows[k].at[at].set(v) for k, (at, v) in now.items()}
 
-        return jax.lax.fori_loop(start, stop, body, (weights, rows))
+        return jax.lax.fori_loop(start, stop, body, (moving, rows))
 
-    return jax.vmap(one)(weights, rows, base)
+    return jax.vmap(one)(moving, rows, base)
 
 
 @partial(jax.jit, static_argnums=0)
