@@ -27,6 +27,8 @@ from tp_solver.symbols.notation import GAMMA0, MU, NU, C, Entrywise, Expectation
 
 ETA = sp.Symbol("eta", nonnegative=True)
 """The learning rate lr of the training rule."""
+BETA = sp.Symbol("beta", nonnegative=True)
+"""The momentum of the training rule."""
 
 
 def limit(net: Program, parameterization: Parameterization, training: Training) -> LimitEquations:
@@ -64,8 +66,8 @@ def limit(net: Program, parameterization: Parameterization, training: Training) 
     several = isinstance(training.loss, CrossEntropy)
     # one kernel serves all outputs at initialisation, so the backward pass is then seeded with 1 also for several of them
     names = Names(net, backward, several, seeded=several and not initial)
-    reading = Reading(names, spec, eta, initial)
-    equations = (*derive(reading, training), *_errors(names, training), *_definitions(names), *rates)
+    reading = Reading(names, spec, eta, initial, _momentum(training))
+    equations = (*derive(reading, training), *_errors(names, training), *_definitions(names), *rates, *_momentum_value(training))
     _refuse_clashes(equations)
     survey = Survey(net, parameterization, reading)
     return LimitEquations(
@@ -101,7 +103,7 @@ def _lazy(reading: Reading, training: Training) -> Iterator[Equation]:
     yield from _initial_output(reading)
     now, following = _outputs(reading.names, (T,)), _outputs(reading.names, (T + 1,))
     error = Observable("e", (), (NU, C) if reading.names.several else (NU,), (T,))
-    moved = blocks.common_eta(reading) * over_points(_tangent(()) * error)
+    moved = blocks.common_eta(reading) * over_points(_tangent(()) * error) + _momentum(training) * (now - _outputs(reading.names, (T - 1,)))
     yield Equation(("K",), _tangent(()), blocks.tangent_kernel(reading), Kind.OUTPUT, _WHY_K)
     yield Equation(
         ("f",), following, now + moved, Kind.OUTPUT, "Weights move so little that the output is linear in them: K stays what it was."
@@ -184,6 +186,17 @@ def _number(key: str, symbol: sp.Expr, value: float) -> Equation:
     return Equation((key,), symbol, sp.Float(value), Kind.DEFINITION, "The learning rate of the training rule.")
 
 
+def _momentum(training: Training) -> sp.Expr:
+    """The symbol of the momentum, or zero without it."""
+    return BETA if isinstance(training, GradientDescent) and training.momentum else sp.S.Zero
+
+
+def _momentum_value(training: Training) -> tuple[Equation, ...]:
+    if not isinstance(training, GradientDescent) or not training.momentum:
+        return ()
+    return (Equation(("beta",), BETA, sp.Float(training.momentum), Kind.DEFINITION, "The momentum of the training rule."),)
+
+
 def _errors(names: Names, training: Training) -> Iterator[Equation]:
     """The weighted error e = -p dl/df, by differentiating the loss."""
     weight = Observable("p", (), (MU,))
@@ -224,6 +237,8 @@ def _notes(names: Names, training: Training) -> tuple[str, ...]:
         notes.append("; ".join(described))
     if isinstance(training, GradientFlow):
         notes.append("gradient flow is the limit eta -> 0 at fixed eta t")
+    elif training.momentum:
+        notes.append("the run starts at rest: what is written for time -1 is that of time 0")
     if names.seeded:
         notes.append(f"g and z are gradients of the loss, summed over the outputs c = 1..{K}")
     return tuple(notes)
@@ -248,6 +263,6 @@ def _refuse_clashes(equations: tuple[Equation, ...]) -> None:
     for e in equations:
         if e.key in seen:
             raise ProgramError(
-                "named", e.key[0], "a name that the equations do not use already", "f, e, p, K, l, eta and phi are taken: rename it"
+                "named", e.key[0], "a name that the equations do not use already", "f, e, p, K, l, eta, beta and phi are taken: rename it"
             )
         seen.add(e.key)

@@ -35,12 +35,15 @@ class Reading:
         spec: scale and rate of every matrix in the limit.
         eta: the learning rate of every matrix (zero: frozen).
         initial: whether only the state at initialisation is read: no past, nothing learned, no times.
+        momentum: share of the last move that is made again. The push of step s has then been made
+            ``1 + momentum + ... = (1 - momentum^(t - s))/(1 - momentum)`` times until t.
     """
 
     names: Names
     spec: LimitSpec
     eta: Mapping[str, sp.Expr]
     initial: bool = False
+    momentum: sp.Expr = sp.S.Zero
 
     @property
     def now(self) -> Time:
@@ -125,7 +128,11 @@ class Reading:
             for pair in self.names.backward.pairs:
                 if pair.matrix == s.matrix:
                     left, right = outer(pair, s.transpose)
-                    yield self.eta[s.matrix] * GAMMA0 * self.rate(s.matrix) * over_past(self._update(s, left, right, point, time), False)
+                    pushed = self._repeats(time) * self._update(s, left, right, point, time)
+                    yield self.eta[s.matrix] * GAMMA0 * self.rate(s.matrix) * over_past(pushed, False)
+
+    def _repeats(self, time: Time) -> sp.Expr:
+        return sp.S.One if self.momentum == 0 else (1 - self.momentum ** (time - S)) / (1 - self.momentum)
 
     def _update(self, s: Product, left: str, right: str, point: sp.Expr, time: Time) -> sp.Expr:
         """What one outer product of the update adds, per point nu and time s."""

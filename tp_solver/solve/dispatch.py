@@ -9,6 +9,7 @@ from tp_solver.errors import InputError
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.limit.regime import Regime
 from tp_solver.program.task import Task
+from tp_solver.program.training import GradientDescent
 from tp_solver.solve.methods import METHODS, FixedPoint, KernelRegime, Linear, March, Method
 from tp_solver.solve.progress import watched
 from tp_solver.solve.solution import Solution
@@ -84,7 +85,8 @@ def solve(
 def _chosen(theory: LimitEquations, gamma0: float, method: Any) -> Method:
     """The method's record, checked against the regime."""
     if method is None:
-        return March() if theory.regime is Regime.FEATURE and gamma0 > 0 else KernelRegime()
+        method = March() if theory.regime is Regime.FEATURE and gamma0 > 0 else KernelRegime()
+        return _without_momentum(theory, method)
     if isinstance(method, str):
         method = METHODS[checks.one_of("method", method, METHODS)]()
     checks.instance("method", method, (March, Linear, FixedPoint, KernelRegime), "a method such as 'march' or March(tol=1e-3)")
@@ -97,4 +99,15 @@ def _chosen(theory: LimitEquations, gamma0: float, method: Any) -> Method:
             raise InputError(
                 "gamma0", gamma0, f"a number > 0 for method {method.name!r}", "gamma0 = 0 is the kernel limit: method='kernel'"
             )
+    return _without_momentum(theory, method)
+
+
+def _without_momentum(theory: LimitEquations, method: Method) -> Method:
+    """Momentum is solved where training is linear in function space; elsewhere it would be ignored in silence."""
+    training = theory.training
+    if isinstance(training, GradientDescent) and training.momentum and not isinstance(method, KernelRegime):
+        raise InputError(
+            "momentum", training.momentum, f"momentum 0 for method {method.name!r}",
+            "tp.simulate trains finite nets with momentum; the kernel regime, or gamma0 = 0, has it at infinite width",
+        )  # fmt: skip
     return method
