@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sympy as sp
 
 from tp_solver import checks
 from tp_solver.errors import BudgetError, InputError, ParameterizationError, ProgramError
 from tp_solver.finite import dynamics
 from tp_solver.finite.dense import Data, Net, Numbers, Weights
 from tp_solver.finite.dynamics import Base, Clock, Moving, Rows, Rule
-from tp_solver.program.parameterization import D, Parameterization
+from tp_solver.finite.initial import draw_weights, numbers_at
+from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.positions import channels_of
 from tp_solver.program.statements import Program, Space
 from tp_solver.program.task import Task
@@ -73,40 +73,14 @@ class Experiment:
 
     def numbers(self, width: int) -> Numbers:
         """Multipliers and rates at a width, from the exact exponents."""
-        program = self.net.program
         # gradient flow is the small-step limit at rate one; time takes the place of lr times steps
-        lr = self.training.rates(program) if isinstance(self.training, GradientDescent) else assign_rates(1.0, program)
-        multiplier, tangent = {}, {}
-        for m in program.matrices:
-            s = self.parameterization.scaling(m)
-            multiplier[m.name] = self._at(s.alpha * sp.Integer(width) ** -s.a)
-            tangent[m.name] = self.gamma0**2 * self._at(s.eta * sp.Integer(width) ** -s.c)
-        rate = {name: lr[name] * value for name, value in tangent.items()}
-        backward = self.gamma0 * self._at(sp.Integer(width) ** self.parameterization.backward_exponent)
-        return jax.tree.map(self.dtype.type, Numbers(multiplier, rate, tangent, backward, self.gamma0))
+        training, program = self.training, self.net.program
+        lr = training.rates(program) if isinstance(training, GradientDescent) else assign_rates(1.0, program)
+        return numbers_at(self.net, self.parameterization, width, self.channels, self.gamma0, lr, self.dtype)
 
     def draw(self, width: int, labels: Sequence[int]) -> Weights:
-        """Initial weights of the nets with the given seed labels, arrays (lanes, rows, columns).
-
-        Every matrix of every net has its own stream, keyed by (seed, width, label, matrix), so that no net depends on which
-        others are simulated. Draws are double precision numbers, rounded for float32.
-        """
-        out = {}
-        for j, m in enumerate(self.net.program.matrices):
-            s = self.parameterization.scaling(m)
-            deviation = self._at(s.sigma * sp.Integer(width) ** -s.b)
-            shape = self.net.shape(m.name, width, self.channels)
-            lanes = np.empty((len(labels), *shape), self.dtype)
-            for lane, label in zip(lanes, labels, strict=True):
-                draws = np.random.default_rng([self.seed, width, label, j]).standard_normal(shape)
-                draws *= deviation
-                lane[...] = draws
-                del draws  # a second copy of the largest array would set the peak of memory
-            out[m.name] = jnp.array(lanes)
-        return out
-
-    def _at(self, expression: sp.Expr) -> float:
-        return float(expression.subs(D, self.channels))
+        """Initial weights of the nets with the given seed labels (see :func:`tp_solver.finite.initial.draw_weights`)."""
+        return draw_weights(self.net, self.parameterization, width, self.channels, self.seed, labels, self.dtype)
 
     def weights_size(self, width: int) -> int:
         """Number of trained numbers of one net."""
@@ -139,7 +113,7 @@ def prepare(
         "training", training, (GradientDescent, GradientFlow), "a training rule such as tp.GradientDescent(lr=0.1, steps=100)"
     )
     task = checks.instance("task", task, Task, "a Task such as tp.Task(X, y)")
-    _refuse_symbols(net, parameterization)
+    refuse_symbols(net, parameterization)
     gamma0 = checks.number("gamma0", gamma0, minimum=0.0)
     if gamma0 == 0.0:
         raise InputError(
@@ -165,7 +139,8 @@ def prepare(
     )
 
 
-def _refuse_symbols(net: Program, parameterization: Parameterization) -> None:
+def refuse_symbols(net: Program, parameterization: Parameterization) -> None:
+    """Raise for coefficients, biases or exponents that have no value yet."""
     if net.free_symbols:
         raise ProgramError(
             "net", f"the symbols {list(map(str, net.free_symbols))} without values", "numbers", "use net.bind({symbol: value})"
