@@ -101,6 +101,11 @@ def kernel() -> str:
     return text(*(e for e in theory.equations if e.kind in (Kind.GAUSSIAN, Kind.KERNEL, Kind.OUTPUT)))
 
 
+def heavy_ball() -> str:
+    theory = tp.limit(NET, tp.ntk, tp.GradientDescent(lr=0.1, steps=100, momentum=0.9))
+    return text(theory["f"], theory["e"])
+
+
 def selected() -> str:
     theory = tp.limit(NET, tp.standard_1n, TRAIN)
     return text(theory["K"], "", theory.vanished)
@@ -108,7 +113,7 @@ def selected() -> str:
 
 PRINTERS: Mapping[str, Callable[[], str]] = {
     f.__name__: f
-    for f in (program, backward, explain, tied, table, cure, symbolic, feature, feature_latex, cross_entropy, kernel, selected)
+    for f in (program, backward, explain, tied, table, cure, symbolic, feature, feature_latex, cross_entropy, kernel, heavy_ball, selected)
 }
 
 

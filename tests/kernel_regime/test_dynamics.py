@@ -12,7 +12,7 @@ from tp_solver.errors import BudgetError, InputError
 from tp_solver.kernel_regime.dynamics import dynamics
 from tp_solver.program.losses import CrossEntropy, Logistic
 from tp_solver.program.training import GradientDescent, GradientFlow
-from tp_solver.solve import kernel_dynamics
+from tp_solver.kernel_regime import dynamics as dynamics_module
 
 P, TEST, STEPS = 5, 3, 12
 ALL = P + TEST
@@ -96,7 +96,7 @@ def test_flow_is_the_limit_of_small_steps():
 def test_sampled_covariance_agrees_with_the_closed_form(training, monkeypatch):
     """The Monte-Carlo path on the squared error: antithetic draws make the mean exact, the covariance is within five errors."""
     exact = dynamics(KERNEL, Y, training, START)
-    monkeypatch.setattr(kernel_dynamics, "_is_affine", lambda *_: False)
+    monkeypatch.setattr(dynamics_module, "is_affine", lambda *_: False)
     sampled = dynamics(KERNEL, Y, training, START, draws=4096)
     assert joined(sampled) == pytest.approx(joined(exact), abs=1e-8)  # the tolerance of the flow's integrator
     assert np.all(np.abs(sampled.loss - exact.loss) <= 5 * sampled.loss_stderr + 1e-9) and sampled.loss_stderr.max() < 0.02

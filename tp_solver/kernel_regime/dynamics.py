@@ -1,60 +1,35 @@
-"""Training in the kernel regime: f moves by the constant tangent kernel times the error (``theory/kernel_regime.md``, KR.7 and KR.8).
+"""Training in function space: f moves by the constant tangent kernel times the error (``theory/kernel_training.md``).
 
-Discrete time: f(t + 1) = f(t) + K e(t); flow: df/dt = K e; with e = -p dl/df on the training points, K all points by training
-points with the learning rates inside. The mean over random initial functions is reported with its covariance.
+Discrete time: f(t + 1) = f(t) + K e(t) + momentum (f(t) - f(t - 1)); flow: df/dt = K e; with e = -p dl/df on the training
+points, K all points by training points. The mean over random initial functions is reported with its covariance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sympy as sp
-from scipy.special import ndtri
 
 from tp_solver import checks
-from tp_solver.elementwise import lower
 from tp_solver.errors import BudgetError, InputError
-from tp_solver.program.losses import Loss, gradient
-from tp_solver.program.training import GradientDescent, GradientFlow, Training
+from tp_solver.kernel_regime.affine import affine_trajectory, covariance_at, is_affine, solver_at
+from tp_solver.kernel_regime.compute import KernelSet, kernels
+from tp_solver.kernel_regime.sampled import REPLICATES, sampled_trajectory
+from tp_solver.kernel_regime.spectrum import KernelModes, kernel_modes, semidefinite
+from tp_solver.kernel_regime.trajectory import KernelTrajectory, point_slopes
+from tp_solver.limit.spec import limit_spec
+from tp_solver.program.parameterization import Parameterization
+from tp_solver.program.statements import Program
+from tp_solver.program.training import GradientDescent, GradientFlow, Training, assign_rates
 
-REPLICATES = 8
-"""Independent scramblings that the standard errors come from."""
-SOBOL_DIMENSIONS = 1024
-"""Leading directions of the initial function that take Sobol coordinates; later ones are pseudo-random."""
 MEMORY = 2**31
 """Bytes that the stored covariances may take."""
-RTOL, ATOL = 1e-9, 1e-11
-
-
-@dataclass(frozen=True)
-class KernelTrajectory:
-    """Mean and covariance of the function over random initial functions.
-
-    Attributes:
-        f: mean on the training points, (T + 1, P, K).
-        f_test: mean on the other points, (T + 1, Pa - P, K).
-        f_cov: covariance over all points of each output, (T + 1, Pa, Pa, K).
-        f_stderr: Monte-Carlo standard error of the mean on all points, (T + 1, Pa, K); zero where exact.
-        variance_stderr: the same of the diagonal of ``f_cov``.
-        loss, loss_test: mean over initial functions and over training (test) points of the loss, (T + 1,); NaN without test labels.
-        loss_stderr, loss_test_stderr: their Monte-Carlo standard errors, zero where exact.
-        first_bad: the first row that is not finite (a diverging run), or None.
-    """
-
-    f: np.ndarray
-    f_test: np.ndarray
-    f_cov: np.ndarray
-    f_stderr: np.ndarray
-    variance_stderr: np.ndarray
-    loss: np.ndarray
-    loss_test: np.ndarray
-    loss_stderr: np.ndarray
-    loss_test_stderr: np.ndarray
-    first_bad: int | None
+_RULE = "tp.GradientDescent(lr=0.1, steps=100)"
 
 
 def dynamics(
@@ -66,34 +41,34 @@ def dynamics(
     seed: int = 0,
     y_test: np.ndarray | None = None,
 ) -> KernelTrajectory:
-    """Mean and covariance of f in the kernel regime.
+    """Mean and covariance of f in the kernel regime at all reported times.
 
     Squared error (any loss whose gradient is f - y) in closed form, mean and covariance alike. For other losses the exact
-    map is iterated (for flow: integrated, tolerances 1e-9) over quasi-random antithetic initial functions in 8 independent
+    map is iterated (for flow: integrated, errors below 1e-8) over quasi-random antithetic initial functions in 8 independent
     scramblings, or once where the initial function is zero.
 
     Args:
         kernel: tangent kernel over all points (training points first), learning rates included, (Pa, Pa). For flow: rates
             per unit of time.
         y: targets as the loss reads them, (P,) or (P, K) with P <= Pa; outputs share the kernel and are independent at start.
-        training: steps (or time) and loss; its learning rate is not read, as the kernel holds it.
-        f0_covariance: covariance of the initial function, (Pa, Pa); at strength gamma0 it is the ``output_covariance`` over
-            gamma0^2. None: f starts at zero. At gamma0 = 0 that covariance has no limit: pass None for the centred dynamics
-            (for squared error its mean is the mean at every gamma0).
+        training: steps (or time), momentum and loss; its learning rate is not read, as the kernel holds it.
+        f0_covariance: covariance of the initial function, (Pa, Pa); at strength gamma0 it is the ``nngp`` kernel over gamma0^2.
+            None: f starts at zero. At gamma0 = 0 that covariance has no limit: pass None for the centred dynamics (for
+            squared error its mean is the mean at every gamma0).
         draws: number of initial functions for losses without a closed form, rounded up to 16 times a power of two.
         seed: of the scramblings.
         y_test: targets of the other points, for ``loss_test`` only, (Pa - P,) or (Pa - P, K).
 
     Raises:
-        InputError: for malformed arrays. BudgetError: if the covariances would not fit.
+        InputError: for malformed arrays. BudgetError: if the covariances would not fit, or a flow needs too many steps.
     """
-    kernel = _symmetric("kernel", kernel)
+    kernel = semidefinite("kernel", kernel)
     y = checks.array("y", y, ndim=(1, 2), hint="y is (P,) or (P, K)")
     y = y.reshape(len(y), -1)
     points, all_points = len(y), len(kernel)
     if points > all_points:
         raise InputError("y", f"{points} labels", f"at most {all_points}, the points of the kernel", "training points come first")
-    checks.instance("training", training, (GradientDescent, GradientFlow), "a training rule", "tp.GradientDescent(lr=0.1, steps=100)")
+    checks.instance("training", training, (GradientDescent, GradientFlow), "a training rule", _RULE)
     labels = y
     if y_test is not None:
         held = checks.array("y_test", y_test, ndim=(1, 2), hint="y_test is (Pa - P,) or (Pa - P, K)")
@@ -105,239 +80,281 @@ def dynamics(
         labels = np.concatenate([y, held])
     draws = checks.integer("draws", draws, minimum=2 * REPLICATES)
     seed = checks.integer("seed", seed, minimum=0)
-    covariance = np.zeros_like(kernel) if f0_covariance is None else _symmetric("f0_covariance", f0_covariance)
-    if covariance.shape != kernel.shape:
-        raise InputError("f0_covariance", f"shape {covariance.shape}", f"shape {kernel.shape}, like the kernel", "give it over all points")
-    outputs = y.shape[1]
-    affine = _is_affine(training.loss, outputs)
-    stored = (training.steps + 1) * all_points**2 * 8 * (1 if affine else outputs)
-    if stored > MEMORY and f0_covariance is not None:
+    start = None if f0_covariance is None else _alike("f0_covariance", f0_covariance, all_points)
+    affine = is_affine(training.loss, y.shape[1])
+    stored = (training.steps + 1) * all_points**2 * 8 * (1 if affine else y.shape[1])
+    if stored > MEMORY and start is not None:
         raise BudgetError(
             "f_cov", f"{stored / 2**30:.1f} GiB", f"at most {MEMORY / 2**30:.0f} GiB", "fewer steps or test points, or a centred run"
         )
-    start = None if f0_covariance is None else covariance
     if affine:
-        return _affine(kernel, y, labels, training, start)
-    return _sampled(kernel, y, labels, training, start, draws, seed)
+        return affine_trajectory(kernel, y, labels, training, start)
+    return sampled_trajectory(kernel, y, labels, training, start, draws, seed)
 
 
-def _symmetric(field: str, value: np.ndarray) -> np.ndarray:
-    out = checks.array(field, value, ndim=(2,), hint=f"{field} is (Pa, Pa)")
-    scale = np.abs(out).max()
-    if out.shape[0] != out.shape[1] or not np.allclose(out, out.T, rtol=0, atol=1e-9 * scale):
-        raise InputError(field, f"an array of shape {out.shape}", "a symmetric square matrix", "kernels are (Pa, Pa), symmetric")
-    lowest = np.linalg.eigvalsh(out)[0]
-    if lowest < -1e-8 * scale * len(out):
-        raise InputError(field, f"an eigenvalue {lowest:.3g}", "a positive semidefinite matrix", "a kernel is a covariance")
-    return (out + out.T) / 2
+def _alike(field: str, value: Any, points: int) -> np.ndarray:
+    covariance = semidefinite(field, value)
+    if len(covariance) != points:
+        raise InputError(field, f"shape {covariance.shape}", f"shape {(points, points)}, like the kernel", "give it over all points")
+    return covariance
 
 
-def _is_affine(loss: Loss, outputs: int) -> bool:
-    """Whether dl/df = f - y, so that the dynamics is linear with unit slope."""
-    f, y, _, slopes = gradient(loss, outputs)
-    return all(sp.expand(s - a + b) == 0 for s, a, b in zip(slopes, f, y, strict=True))
+def rated_kernels(
+    net: Program, parameterization: Parameterization, rates: Mapping[str, float], X: np.ndarray, X2: np.ndarray | None = None
+) -> tuple[KernelSet, np.ndarray]:
+    """Kernels (of every layer only where rates differ), and the tangent kernel with a learning rate per matrix."""
+    several = len(set(rates.values())) > 1
+    found = kernels(net, parameterization, X, X2, layers=several)
+    return found, rated_ntk(found, rates)
 
 
-def _filters(training: Training, eigenvalues: np.ndarray) -> np.ndarray:
-    """(1 - r(t)) / lambda, where r(t) is what is left at time t of an error along an eigenvector: (T + 1, P)."""
-    if isinstance(training, GradientFlow):
-        t = np.linspace(0.0, training.time, training.steps + 1)[:, None]
-        small = np.abs(eigenvalues) < 1e-300
-        safe = np.where(small, 1.0, eigenvalues)
-        return np.where(small, t, -np.expm1(-safe * t) / safe)
-    sums = [np.zeros_like(eigenvalues)]
-    for _ in range(training.steps):  # the geometric series, without a division by small eigenvalues
-        sums.append(1.0 + (1.0 - eigenvalues) * sums[-1])
-    return np.stack(sums)
+def rated_ntk(found: KernelSet, rates: Mapping[str, float]) -> np.ndarray:
+    """The tangent kernel with a learning rate per matrix: the sum of its terms, each times the rate."""
+    if len(set(rates.values())) == 1:
+        return next(iter(rates.values())) * found.ntk
+    return np.sum([rates[name] * part for name, part in found.parts.items()], axis=0)
 
 
-def _affine(kernel: np.ndarray, y: np.ndarray, labels: np.ndarray, training: Training, covariance: np.ndarray | None) -> KernelTrajectory:
-    """f(t) = f_0 + K p^(1/2) U g(t) U^T p^(1/2) (y - f_0), with p^(1/2) K p^(1/2) = U Lambda U^T on the training points."""
-    points, all_points = len(y), len(kernel)
-    root = points**-0.5
-    eigenvalues, vectors = np.linalg.eigh(root * kernel[:points, :points] * root)
-    with np.errstate(over="ignore", invalid="ignore"):
-        filters = _filters(training, eigenvalues)
-        reach = kernel[:, :points] @ (root * vectors)
-        f = np.einsum("ai,ti,ik->tak", reach, filters, root * vectors.T @ y, optimize=True)
-        shape = (len(filters), all_points, all_points, y.shape[1])
-        f_cov = np.broadcast_to(0.0, shape)
-        if covariance is not None:
-            f_cov = np.broadcast_to(np.stack(list(_propagated(reach, filters, root * vectors, covariance)))[..., None], shape)
-        # the loss is quadratic with unit curvature
+def rates_of(training: Training, program: Program) -> dict[str, float]:
+    """The learning rate of every matrix; one for flow, whose time takes the place of lr times steps."""
+    return training.rates(program) if isinstance(training, GradientDescent) else assign_rates(1.0, program)
+
+
+@dataclass(frozen=True)
+class FunctionMoments:
+    """Mean and covariance of the function over initialisations at one time.
+
+    Attributes:
+        f: mean on the training points, (P,) or (P, K) like the labels; f_test: on the other points.
+        f_cov: covariance over all points, training points first, (Pa, Pa), the same for every output; (Pa, Pa, K) for losses
+            without closed form and several outputs; None for a start at zero.
+        f_stderr: Monte-Carlo standard error of the mean on all points, (Pa,) or (Pa, K); zero where exact.
+    """
+
+    f: np.ndarray
+    f_test: np.ndarray
+    f_cov: np.ndarray | None
+    f_stderr: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class KernelDynamics:
+    """Training in function space with kernels that are given: an infinitely wide net in the kernel regime, or any fixed kernel.
+
+    Full batch, ``Loss = sum_mu l(f_mu, y_mu) / P``; descent moves f by lr K e, flow at the rate K e, with e = -(1/P) dl/df
+    (``theory/kernel_training.md``; Jacot et al., arXiv:1806.07572; Lee et al., arXiv:1902.06720). Prints the modes as a table.
+
+    Args:
+        ntk: tangent kernel over all points, training points first, the layers' eta included and lr not, (Pa, Pa). For
+            training of the last layer alone give the readout's term of it: the ensemble then ends as the posterior of the
+            Gaussian process with kernel ``nngp``.
+        y: labels of the training points as the loss reads them, (P,) or (P, K), P <= Pa.
+        training: rule and loss; descent with one lr for everything (:meth:`of` takes one per matrix).
+        nngp: covariance of the initial function, (Pa, Pa), e.g. the NNGP kernel over gamma0^2; None for a start at zero.
+        draws, seed: of initial functions, for losses without closed form (see :func:`dynamics`).
+
+    Raises:
+        InputError: for kernels that are not symmetric positive semidefinite or do not match, labels that the loss does not
+            read, or several learning rates.
+    """
+
+    ntk: np.ndarray
+    y: np.ndarray
+    training: Training
+    nngp: np.ndarray | None = None
+    draws: int = 2048
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.instance("training", self.training, (GradientDescent, GradientFlow), "a training rule", _RULE)
+        if isinstance(self.training, GradientDescent) and not isinstance(self.training.lr, float):
+            raise InputError("training.lr", self.training.lr, "one number", "KernelDynamics.of(net, ...) takes a rate per matrix")
+        object.__setattr__(self, "ntk", semidefinite("ntk", self.ntk))
+        y = self.training.loss.labels(checks.array("y", self.y, ndim=(1, 2), hint="y is (P,) or (P, K)"), "y")
+        object.__setattr__(self, "y", y)
+        if len(y) > len(self.ntk):
+            raise InputError("y", f"{len(y)} labels", f"at most {len(self.ntk)}, the points of ntk", "training points come first")
+        if self.nngp is not None:
+            object.__setattr__(self, "nngp", _alike("nngp", self.nngp, len(self.ntk)))
+        checks.integer("draws", self.draws, minimum=2 * REPLICATES)
+        checks.integer("seed", self.seed, minimum=0)
+
+    @classmethod
+    def of(
+        cls, net: Program, parameterization: Parameterization, training: Training, X: Any, y: Any, X_test: Any = None, gamma0: float = 1.0
+    ) -> KernelDynamics:
+        """The dynamics of a program's kernels at initialisation, lr per matrix included.
+
+        Several learning rates are kept as one, the largest, which ``critical_lr`` then refers to, with the kernel's terms in
+        proportion.
+
+        Args:
+            net: any program with kernels, convolutional ones too.
+            X: (P, D), or (P, *grid, channels); X_test: the same of other points, or None.
+            gamma0: divides the initial function (``theory/notation.md``, NO.2); 0 for a start at zero.
+
+        Raises:
+            InputError, ProgramError: naming the argument.
+        """
+        checks.instance("training", training, (GradientDescent, GradientFlow), "a training rule", _RULE)
+        gamma0 = checks.number("gamma0", gamma0, minimum=0.0)
+        X = checks.array("X", X, ndim=(2, 3, 4), hint="X is (P, D), or (P, *grid, channels)")
+        both = X if X_test is None else np.concatenate([X, _rows_like(X, X_test)])
+        checks.instance("net", net, Program, "a program such as tp.mlp(depth=3, activation=tp.relu)")
+        rates = rates_of(training, net)
+        found, kernel = rated_kernels(net, parameterization, rates, both)
+        largest = max(rates.values()) or 1.0
+        if isinstance(training, GradientDescent):
+            training = replace(training, lr=max(rates.values()))
+        random = gamma0 > 0 and limit_spec(net, parameterization).random_output
+        return cls(kernel / largest, y, training, found.nngp / gamma0**2 if random else None)
+
+    @property
+    def points(self) -> int:
+        """P, the number of training points."""
+        return len(self.y)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of descent; one for flow."""
+        return self.training.lr if isinstance(self.training, GradientDescent) else 1.0
+
+    @property
+    def critical_lr(self) -> float:
+        """The largest learning rate that converges: see :func:`tp_solver.kernel_regime.spectrum.critical_rate`."""
+        return self.modes.critical_lr
+
+    @cached_property
+    def modes(self) -> KernelModes:
+        """Directions of the training set that learn independently, with their rates; prints as a table and plots."""
+        return kernel_modes(self.ntk[: self.points, : self.points], self._initial_error, self.training)
+
+    def run(self, y_test: Any = None) -> KernelTrajectory:
+        """Mean and covariance at all reported times, and losses; see :func:`dynamics`.
+
+        Args:
+            y_test: labels of the other points, for the test loss only, (M,) or (M, K).
+
+        Raises:
+            InputError, BudgetError: as :func:`dynamics`.
+        """
+        held = None if y_test is None else self.training.loss.labels(checks.array("y_test", y_test, ndim=(1, 2)), "y_test")
+        return dynamics(self.lr * self.ntk, self.y, self.training, self.nngp, self.draws, self.seed, held)
+
+    def at(self, time: float) -> FunctionMoments:
+        """Mean and covariance at one time, in closed form for squared error.
+
+        Args:
+            time: steps of descent or time of flow, whatever the rule reports; math.inf for the end of training (squared error
+                only: directions with eigenvalue zero stay as they were, those below P times the machine precision too).
+
+        Raises:
+            InputError: for a time that the rule does not have, or infinity where training diverges or has no end.
+            BudgetError: as :func:`dynamics`.
+        """
+        if not self._affine:
+            k = self._until(time)
+            row = -1 if time > 0 else 0
+            f_cov = None if self.nngp is None else k.f_cov[row]
+            if f_cov is not None and k.f.shape[-1] == 1:
+                f_cov = f_cov[..., 0]
+            return FunctionMoments(self._shaped(k.f[row]), self._shaped(k.f_test[row]), f_cov, self._shaped(k.f_stderr[row]))
+        influence = self._influence(self.ntk[:, : self.points], time)
+        f = self._shaped(influence @ self._columns)
+        f_cov = None
+        if self.nngp is not None:
+            prior = self.nngp[:, : self.points]
+            f_cov = covariance_at(self.nngp, prior, prior[: self.points], influence)
+        return FunctionMoments(f[: self.points], f[self.points :], f_cov, np.zeros_like(f))
+
+    def predict(self, ntk_new: Any, time: float, nngp_new: Any = None, prior_variance: Any = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Mean and variance at new points, in blocks of any size.
+
+        Args:
+            ntk_new: tangent kernel between new and training points, (M, P), without lr.
+            time: as for :meth:`at`.
+            nngp_new, prior_variance: covariance of the initial function between new and training points, (M, P), and its
+                variance at the new points, (M,); without them no variance is computed.
+
+        Returns:
+            Mean (M,) or (M, K), and variance (M,) or None. For losses without closed form only the mean: put points whose
+            variance matters among the test points.
+
+        Raises:
+            InputError: for arrays that do not match, or as :meth:`at`.
+        """
+        ntk_new = _matrix("ntk_new", ntk_new, self.points)
+        if (nngp_new is None) != (prior_variance is None) or (nngp_new is not None and (self.nngp is None or not self._affine)):
+            raise InputError(
+                "nngp_new", "one of nngp_new and prior_variance, or a variance that has no closed form here", "both or none",
+                "a variance needs squared error and dynamics that were given nngp",
+            )  # fmt: skip
+        if not self._affine:
+            return self._shaped(self.lr * ntk_new @ self._until(time).coefficients.mean(axis=0) * (time > 0)), None
+        influence = self._influence(ntk_new, time)
+        mean = self._shaped(influence @ self._columns)
+        if nngp_new is None or self.nngp is None:
+            return mean, None
+        nngp_new = _matrix("nngp_new", nngp_new, self.points)
+        prior_variance = checks.array("prior_variance", prior_variance, ndim=(1,), hint="prior_variance is (M,)")
+        if not len(ntk_new) == len(nngp_new) == len(prior_variance):
+            raise InputError("nngp_new", f"{len(nngp_new)} rows", f"{len(ntk_new)} rows, like ntk_new", "one row per new point")
+        return mean, covariance_at(prior_variance, nngp_new, self.nngp[: self.points, : self.points], influence)
+
+    @property
+    def _columns(self) -> np.ndarray:
+        return self.y.reshape(len(self.y), -1)
+
+    @property
+    def _affine(self) -> bool:
+        return is_affine(self.training.loss, self._columns.shape[1])
+
+    @property
+    def _initial_error(self) -> np.ndarray:
         with jax.enable_x64(True):
-            losses = np.asarray(_losses(training.loss, labels)(jnp.asarray(f)))
-        losses = losses + np.einsum("taak->ta", f_cov)[:, : len(labels)] / 2
-    return _exact(f, f_cov, losses, points)
+            y = jnp.asarray(self._columns)
+            return -np.asarray(point_slopes(self.training.loss, y, jnp.zeros((1, *y.shape)))[0])
+
+    def _influence(self, ntk: np.ndarray, time: float) -> np.ndarray:
+        """B with f = f_0 + B (y - f_0), (n, P)."""
+        return self.lr * ntk @ solver_at(self.lr * self.ntk[: self.points, : self.points], self.training, time)
+
+    def _until(self, time: float) -> KernelTrajectory:
+        """The dynamics to one time, for losses without closed form."""
+        value = checks.number(
+            "time", time, minimum=0.0, hint=f"the {self.training.loss.name} loss has no closed form, and its minimum may lie at infinity"
+        )
+        if isinstance(self.training, GradientFlow):
+            rule: Training = GradientFlow(value or 1.0, 1, self.training.loss)
+        elif value != int(value):
+            raise InputError("time", time, "a whole number of steps", "gradient descent has states at whole steps only")
+        else:
+            rule = replace(self.training, steps=max(int(value), 1))
+        return dynamics(self.lr * self.ntk, self.y, rule, self.nngp, self.draws, self.seed)
+
+    def _shaped(self, f: np.ndarray) -> np.ndarray:
+        return f[..., 0] if self.y.ndim == 1 else f
+
+    def __str__(self) -> str:
+        others = len(self.ntk) - self.points
+        start = "starting at zero" if self.nngp is None else "over random initial functions"
+        lines = [f"training in function space, {self.points} training and {others} other points, {start}"]
+        if isinstance(self.training, GradientDescent):
+            lines.append(f"  lr is {self.lr / self.critical_lr:.4g} times the critical one")
+        return "\n".join([*lines, str(self.modes)])
+
+    __repr__ = __str__
 
 
-def _exact(f: np.ndarray, f_cov: np.ndarray, losses: np.ndarray, points: int) -> KernelTrajectory:
-    """A trajectory without sampling error."""
-    none, zero = np.broadcast_to(0.0, f.shape), np.zeros(len(f))
-    train, test = _split(losses, points)
-    return KernelTrajectory(f[:, :points], f[:, points:], f_cov, none, none, train, test, zero, zero, _first_bad(f, f_cov))
+def _matrix(field: str, value: Any, points: int) -> np.ndarray:
+    out = checks.array(field, value, ndim=(2,), hint=f"{field} is (M, P)")
+    if out.shape[1] != points:
+        raise InputError(field, f"{out.shape[1]} columns", f"{points} columns, one per training point", "new points are rows")
+    return out
 
 
-def _split(losses: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means over training and over test points of (..., points), NaN where there are no test labels."""
-    train, test = losses[..., :points].mean(axis=-1), losses[..., points:]
-    return train, test.mean(axis=-1) if test.shape[-1] else np.full(train.shape, np.nan)
-
-
-def _losses(loss: Loss, labels: np.ndarray) -> Callable[[jax.Array], jax.Array]:
-    """f (n, Pa, K) -> loss of every labelled point, (n, points)."""
-    outputs = labels.shape[1]
-    f_symbols, y_symbols, value, _ = gradient(loss, outputs)
-    compiled = lower(value, (*f_symbols, *y_symbols))
-
-    def losses(f: jax.Array) -> jax.Array:
-        f = f[:, : len(labels)]
-        return jnp.broadcast_to(compiled(*(f[..., k] for k in range(outputs)), *(labels[:, k] for k in range(outputs))), f.shape[:2])
-
-    return losses
-
-
-def _propagated(reach: np.ndarray, filters: np.ndarray, columns: np.ndarray, covariance: np.ndarray) -> Iterator[np.ndarray]:
-    """A C A^T per time, A = 1 - (K ...) acting on the initial function of the training points."""
-    for g in filters:
-        a = np.eye(len(covariance))
-        a[:, : len(columns)] -= (reach * g) @ columns.T
-        yield a @ covariance @ a.T
-
-
-def _sampled(
-    kernel: np.ndarray, y: np.ndarray, labels: np.ndarray, training: Training, covariance: np.ndarray | None, draws: int, seed: int
-) -> KernelTrajectory:
-    """Mean and covariance over draws of the initial function; one draw, zero, where it is not random."""
-    points, all_points = len(y), len(kernel)
-    run = _runner(kernel, y, training, _summary(_losses(training.loss, labels), covariance is not None))
-    if covariance is None:
-        f, _, losses = run(np.zeros((1, all_points, y.shape[1])))
-        return _exact(f, np.broadcast_to(0.0, (*f.shape[:2], all_points, f.shape[2])), losses, points)
-    means, squares, losses_, second = [], [], [], np.zeros(())
-    for start in _initial(covariance, y.shape[1], draws, seed):
-        mean, square, loss = run(start)
-        means.append(mean)
-        squares.append(np.einsum("taak->tak", square))
-        losses_.append(loss)
-        second = second + square / REPLICATES
-    f = np.mean(means, axis=0)
-    f_cov = second - f[:, :, None] * f[:, None]
-    # variances about the common mean, so that the average over replicates is the reported one
-    spread = np.stack(squares) - 2 * np.stack(means) * f + f**2
-    train, test = _split(np.stack(losses_), points)
-    error = [np.std(v, axis=0, ddof=1) / np.sqrt(REPLICATES) for v in (np.stack(means), spread, train, test)]
-    return KernelTrajectory(
-        f[:, :points],
-        f[:, points:],
-        f_cov,
-        error[0],
-        error[1],
-        train.mean(axis=0),
-        test.mean(axis=0),
-        error[2],
-        error[3],
-        _first_bad(f, f_cov),
-    )
-
-
-def _initial(covariance: np.ndarray, outputs: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Initial functions (n, Pa, K) per replicate: scrambled Sobol points and their negatives."""
-    from scipy.stats import qmc
-
-    values, vectors = np.linalg.eigh(covariance)
-    kept = values > 1e-14 * values[-1]
-    factor = (vectors[:, kept] * np.sqrt(values[kept]))[:, ::-1]
-    half = 1 << int(np.ceil(np.log2(-(-draws // (2 * REPLICATES)))))
-    dimensions = factor.shape[1] * outputs
-    for stream in np.random.default_rng(seed).spawn(REPLICATES):
-        uniform = qmc.Sobol(min(dimensions, SOBOL_DIMENSIONS), scramble=True, rng=stream).random(half)
-        normal = ndtri(np.clip(uniform, 1e-16, 1 - 1e-16))
-        normal = np.concatenate([normal, stream.standard_normal((half, dimensions - normal.shape[1]))], axis=1)
-        f = np.einsum("ar,nrk->nak", factor, normal.reshape(half, factor.shape[1], outputs))
-        yield np.concatenate([f, -f])
-
-
-Report = Callable[[jax.Array], tuple[jax.Array, ...]]
-
-
-def _summary(losses: Callable[[jax.Array], jax.Array], random: bool) -> Report:
-    """Means over draws of f (Pa, K), of its products (Pa, Pa, K; none where f is not random), and of the losses (points,)."""
-
-    def summary(f: jax.Array) -> tuple[jax.Array, ...]:
-        second = jnp.einsum("nak,nbk->abk", f, f) / len(f) if random else jnp.zeros(())
-        return jnp.mean(f, axis=0), second, jnp.mean(losses(f), axis=0)
-
-    return summary
-
-
-def _velocity(kernel: np.ndarray, y: np.ndarray, loss: Loss) -> Callable[[jax.Array], jax.Array]:
-    """f (n, Pa, K) -> K e, with e = -(1/P) dl/df."""
-    outputs = y.shape[1]
-    f_symbols, y_symbols, _, slopes = gradient(loss, outputs)
-    compiled = [lower(s, (*f_symbols, *y_symbols)) for s in slopes]
-    reach = kernel[:, : len(y)] / len(y)
-
-    def velocity(f: jax.Array) -> jax.Array:
-        trained = f[:, : len(y)]
-        arguments = [*(trained[..., k] for k in range(outputs)), *(y[:, k] for k in range(outputs))]
-        slope = jnp.stack([jnp.broadcast_to(s(*arguments), trained.shape[:2]) for s in compiled], axis=-1)
-        return -jnp.einsum("ap,npk->nak", reach, slope)
-
-    return velocity
-
-
-Run = Callable[[np.ndarray], tuple[np.ndarray, ...]]
-"""Initial functions (n, Pa, K) -> what is reported of them at every time, each stacked along a leading axis (T + 1)."""
-
-
-def _runner(kernel: np.ndarray, y: np.ndarray, training: Training, report: Report) -> Run:
-    """The compiled dynamics, to be run from several sets of initial functions."""
-    velocity = _velocity(kernel, y, training.loss)
-    return _flow(velocity, training, report) if isinstance(training, GradientFlow) else _descent(velocity, training, report)
-
-
-def _descent(velocity: Callable, training: GradientDescent, report: Report) -> Run:
-    step = jax.jit(lambda f: (f + velocity(f), report(f)))
-
-    def run(start: np.ndarray) -> tuple[np.ndarray, ...]:
-        rows = []
-        with jax.enable_x64(True):
-            f = jnp.asarray(start)
-            for _ in range(training.steps + 1):
-                f, row = step(f)
-                rows.append(row)
-            return tuple(np.stack(part) for part in zip(*rows, strict=True))
-
-    return run
-
-
-def _flow(velocity: Callable, training: GradientFlow, report: Report) -> Run:
-    from scipy.integrate import DOP853
-
-    times = np.linspace(0.0, training.time, training.steps + 1)
-    slope, summary = jax.jit(velocity), jax.jit(report)
-
-    def run(start: np.ndarray) -> tuple[np.ndarray, ...]:
-        def field(_: float, f: np.ndarray) -> np.ndarray:
-            return np.asarray(slope(f.reshape(start.shape))).reshape(-1)
-
-        with jax.enable_x64(True):
-            rows = [summary(start)]
-            solver = DOP853(field, 0.0, start.reshape(-1), training.time, rtol=RTOL, atol=ATOL)
-            while solver.status == "running":
-                solver.step()
-                due = times[len(rows) :][times[len(rows) :] <= solver.t]
-                if solver.status != "failed" and len(due):
-                    between = solver.dense_output()
-                    rows += [summary(between(t).reshape(start.shape)) for t in due]
-            rows += [tuple(np.full_like(part, np.nan) for part in rows[0])] * (len(times) - len(rows))
-            return tuple(np.stack(part) for part in zip(*rows, strict=True))
-
-    return run
-
-
-def _first_bad(f: np.ndarray, f_cov: np.ndarray) -> int | None:
-    diagonal = np.einsum("taak->tak", f_cov)
-    bad = ~(np.isfinite(f) & np.isfinite(diagonal)).all(axis=(1, 2))
-    return int(np.argmax(bad)) if bad.any() else None
+def _rows_like(X: np.ndarray, X_test: Any) -> np.ndarray:
+    out = checks.array("X_test", X_test, ndim=(X.ndim,), hint="one row per point, like X")
+    if out.shape[1:] != X.shape[1:]:
+        raise InputError("X_test", f"shape {out.shape}", f"(M, {', '.join(map(str, X.shape[1:]))}), like X", "use the same features")
+    return out

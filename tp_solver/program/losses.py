@@ -20,6 +20,11 @@ class Loss(Protocol):
         """How it prints."""
         ...
 
+    @property
+    def curvature(self) -> float:
+        """The largest eigenvalue that the Hessian of l in the outputs can have."""
+        ...
+
     def expression(self, f: tuple[sp.Symbol, ...], y: tuple[sp.Symbol, ...]) -> sp.Expr:
         """l(f, y) for K outputs."""
         ...
@@ -35,6 +40,11 @@ class SquaredError:
 
     name: str = "squared error"
 
+    @property
+    def curvature(self) -> float:
+        """One everywhere."""
+        return 1.0
+
     def expression(self, f: tuple[sp.Symbol, ...], y: tuple[sp.Symbol, ...]) -> sp.Expr:
         """sum_k (f_k - y_k)^2 / 2."""
         return sp.Add(*((a - b) ** 2 for a, b in zip(f, y, strict=True))) / 2
@@ -49,6 +59,11 @@ class Logistic:
     """l = log(1 + exp(-y f)) for labels -1, +1, shape (P,)."""
 
     name: str = "logistic"
+
+    @property
+    def curvature(self) -> float:
+        """A quarter, reached at f = 0."""
+        return 0.25
 
     def expression(self, f: tuple[sp.Symbol, ...], y: tuple[sp.Symbol, ...]) -> sp.Expr:
         """log(1 + exp(-y f)), stable for every f."""
@@ -68,6 +83,11 @@ class CrossEntropy:
     """l = logsumexp(f) - y.f for labels given as integers (P,) or one-hot rows (P, K)."""
 
     name: str = "cross-entropy"
+
+    @property
+    def curvature(self) -> float:
+        """A half, between two classes of probability one half (diag(p) - p p^T; Boehning 1992)."""
+        return 0.5
 
     def expression(self, f: tuple[sp.Symbol, ...], y: tuple[sp.Symbol, ...]) -> sp.Expr:
         """logsumexp(f) - sum_k y_k f_k."""

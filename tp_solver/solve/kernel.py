@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from tp_solver.errors import RangeError
-from tp_solver.kernel_regime.constants import numeric_constants
-from tp_solver.kernel_regime.dynamics import KernelTrajectory, dynamics
-from tp_solver.kernel_regime.propagation import InitialKernels, propagate
+from tp_solver.kernel_regime.affine import is_affine
+from tp_solver.kernel_regime.compute import KernelSet, kernels
+from tp_solver.kernel_regime.dynamics import dynamics, rated_kernels, rated_ntk, rates_of
+from tp_solver.kernel_regime.filters import edge, growth_per_step
+from tp_solver.kernel_regime.spectrum import critical_rate
+from tp_solver.kernel_regime.trajectory import KernelTrajectory
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.limit.regime import Regime
 from tp_solver.program.losses import SquaredError
 from tp_solver.program.task import Task
-from tp_solver.program.training import GradientDescent
+from tp_solver.program.training import GradientDescent, GradientFlow, Training
 from tp_solver.solve.machine import loss_and_error
 from tp_solver.solve.solution import Fields, Solution, Status
 
@@ -31,7 +34,8 @@ class StaticKernels:
         Phi_layers, G_layers: (layers, P, P), G of a single output; tangent: (P, P) without lr.
         e: mean weighted errors (T + 1, P, K) where there are several outputs, else None.
         e_cov: their covariance at equal times, summed over outputs, (T + 1, P, P); NaN where it has no closed form.
-        theory, task, gamma0: to predict at new points.
+        coefficients: those of the last good state, (replicates, P, K): what new points are predicted with.
+        theory, task: their kernels with the training points.
     """
 
     Phi_layers: np.ndarray
@@ -39,9 +43,9 @@ class StaticKernels:
     tangent: np.ndarray
     e: np.ndarray | None
     e_cov: np.ndarray | None
+    coefficients: np.ndarray
     theory: LimitEquations
     task: Task
-    gamma0: float
 
     def Phi(self, layer: int, t: int, s: int) -> np.ndarray:
         return self.Phi_layers[layer - 1]
@@ -75,45 +79,48 @@ class StaticKernels:
         )
 
     def predict(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        trajectory, _ = _trajectory(self.theory, self.task, self.gamma0, X, None)
-        return trajectory.f_test[-1], trajectory.f_stderr[-1, self.task.P :]
+        theory = self.theory
+        _, kernel = rated_kernels(theory.program, theory.parameterization, rates_of(theory.training, theory.program), X, self.task.X)
+        f = np.einsum("ap,rpk->rak", kernel, self.coefficients)
+        return f.mean(axis=0), np.std(f, axis=0, ddof=1) / np.sqrt(len(f)) if len(f) > 1 else np.zeros_like(f[0])
 
     def stderr(self, name: str, args: tuple[int, ...]) -> np.ndarray:
         return np.zeros_like(self.tangent)
 
     def arrays(self) -> dict[str, np.ndarray]:
         several = {} if self.e is None or self.e_cov is None else {"e": self.e, "e_cov": self.e_cov}
-        return {"Phi": self.Phi_layers, "G": self.G_layers, "tangent": self.tangent, **several}
+        kept = {"Phi": self.Phi_layers, "G": self.G_layers, "tangent": self.tangent, "coefficients": self.coefficients}
+        return kept | several
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], theory: Any, task: Any, gamma0: float) -> StaticKernels:
-        return cls(arrays["Phi"], arrays["G"], arrays["tangent"], arrays.get("e"), arrays.get("e_cov"), theory, task, gamma0)
+        coefficients = arrays.get("coefficients")
+        if coefficients is None:  # a file of version 0.1.0
+            coefficients = _train(theory, task, gamma0, None, None)[0].coefficients
+        return cls(arrays["Phi"], arrays["G"], arrays["tangent"], arrays.get("e"), arrays.get("e_cov"), coefficients, theory, task)
 
 
-def _trajectory(
+def _train(
     theory: LimitEquations, task: Task, gamma0: float, X_test: np.ndarray | None, y_test: np.ndarray | None
-) -> tuple[KernelTrajectory, InitialKernels]:
-    """Dynamics on training and other points; lr enters per matrix."""
-    program = theory.program
-    scales, rates = numeric_constants(theory.program, theory.spec, task.D)
+) -> tuple[KernelTrajectory, KernelSet, np.ndarray]:
+    """Dynamics on training and other points, their kernels, and the tangent kernel with lr, which enters per matrix."""
     X = task.X if X_test is None else np.concatenate([task.X, X_test])
-    initial = propagate(program, scales, rates, X @ X.T)
-    training = theory.training
-    lr = training.rates(program) if isinstance(training, GradientDescent) else {m.name: 1.0 for m in program.matrices}
-    kernel = np.sum([lr[m] * part for m, part in initial.parts.items()], axis=0)
-    y, _ = task.targets(training.loss)
+    found = kernels(theory.program, theory.parameterization, X, layers=True)
+    kernel = rated_ntk(found, rates_of(theory.training, theory.program))
+    y, _ = task.targets(theory.training.loss)
     random = theory.spec.random_output and gamma0 > 0
-    return dynamics(kernel, y, training, initial.output_covariance / gamma0**2 if random else None, y_test=y_test), initial
+    return dynamics(kernel, y, theory.training, found.nngp / gamma0**2 if random else None, y_test=y_test), found, kernel
 
 
 def solve_kernel(theory: LimitEquations, task: Task, gamma0: float) -> Solution:
     """Function-space training with the kernel of initialisation: the kernel regime, or the limit gamma0 -> 0 of any other.
 
     For a random initial function ``f`` is the mean and ``f_cov`` the covariance; at gamma0 = 0 the dynamics is centred.
+    ``details`` hold ``critical_lr``, the rate below which descent converges (per matrix where lr is), and ``lr_over_critical``.
     """
     P, loss = task.P, theory.training.loss
     _, y_test = task.targets(loss)
-    trajectory, initial = _trajectory(theory, task, gamma0, task.X_test, y_test)
+    trajectory, initial, kernel = _train(theory, task, gamma0, task.X_test, y_test)
     squeeze = task.scalar(loss)
 
     def shown(f: np.ndarray) -> np.ndarray:
@@ -126,16 +133,16 @@ def solve_kernel(theory: LimitEquations, task: Task, gamma0: float) -> Solution:
         if y_test is not None:
             values["loss_test"], errors["loss_test"] = trajectory.loss_test, trajectory.loss_test_stderr
     e, e_cov = (None, None) if squeeze else _error_moments(theory, task, trajectory)
-    Phi, G = (np.array([k[:P, :P] for k in layers]) for layers in (initial.Phi, initial.G))
-    kernels = StaticKernels(Phi, G, initial.ntk[:P, :P], e, e_cov, theory, task, gamma0)
-    bad = trajectory.first_bad
+    Phi, G = (layers[:, :P, :P] for layers in (initial.Phi, initial.G))
+    static = StaticKernels(Phi, G, initial.ntk[:P, :P], e, e_cov, trajectory.coefficients, theory, task)
+    bad, f_cov = trajectory.first_bad, trajectory.f_cov
     if bad is not None:
+        f_cov = f_cov[:bad]
         values, errors = ({k: v[:bad] for k, v in d.items()} for d in (values, errors))
-    status = Status.COMPLETED if bad is None else Status.NONFINITE
-    how = "initial functions were sampled" if trajectory.f_stderr.any() else "no sampling"
-    message = how if bad is None else f"f at step {bad}; the last good state is step {bad - 1}; {status.advice}"
+    details = _stability(theory, kernel[:P, :P], initial.ntk[:P, :P])
+    status, message = _ending(theory.training, trajectory, details, is_affine(loss, trajectory.f.shape[-1]))
     lazy = theory.regime is Regime.FEATURE
-    covariance = trajectory.f_cov[..., 0] if squeeze else trajectory.f_cov
+    covariance = f_cov[..., 0] if squeeze else f_cov
     return Solution(
         theory,
         task,
@@ -146,11 +153,54 @@ def solve_kernel(theory: LimitEquations, task: Task, gamma0: float) -> Solution:
         values.get("f_test"),
         values.get("loss_test"),
         errors,
-        kernels,
+        static,
         status,
         message + (", the limit gamma0 -> 0" if lazy else ""),
         f_cov=covariance if theory.spec.random_output else None,
+        details=details,
     )
+
+
+def _stability(theory: LimitEquations, kernel: np.ndarray, ntk: np.ndarray) -> dict[str, Any]:
+    """The largest learning rate that converges, per matrix where lr is, and how far lr is from it.
+
+    Args:
+        kernel: of the training points, (P, P), with lr; ntk: the same without.
+    """
+    training, curvature = theory.training, theory.training.loss.curvature
+    if isinstance(training, GradientFlow):
+        return {"critical_lr": critical_rate(ntk, 0.0, curvature)}
+    within = critical_rate(kernel, training.momentum, curvature)
+    if isinstance(training.lr, float):
+        return {"critical_lr": critical_rate(ntk, training.momentum, curvature), "lr_over_critical": 1 / within}
+    critical = {name: within * rate if rate else 0.0 for name, rate in training.rates(theory.program).items()}
+    return {"critical_lr": critical, "lr_over_critical": 1 / within}
+
+
+def _ending(training: Training, trajectory: KernelTrajectory, details: Mapping[str, Any], affine: bool) -> tuple[Status, str]:
+    """How the run ended. Above the critical rate squared error diverges, however few steps were asked for."""
+    bad, over = trajectory.first_bad, details.get("lr_over_critical", 0.0)
+    parts = []
+    if over > 1 + 1e-9:
+        assert isinstance(training, GradientDescent)
+        parts.append(f"lr is {over:.4g} times the critical rate {_shown(details['critical_lr'])}")
+        if affine:
+            growth = growth_per_step(np.array([over * edge(training.momentum)]), training.momentum)[0]
+            parts.append(f"the error along the leading mode of the kernel grows {growth:.4g}-fold per step")
+        else:
+            parts.append("below it every step is sure to lower the loss" if not training.momentum else "it is no longer sure to converge")
+    if bad is None and not (affine and over > 1 + 1e-9):
+        return Status.COMPLETED, "; ".join(["initial functions were sampled" if trajectory.f_stderr.any() else "no sampling", *parts])
+    status = Status.DIVERGED if parts else Status.NONFINITE
+    if bad is not None:
+        parts.append(f"not finite: f at step {bad}; the last good state is step {bad - 1}")
+    return status, "; ".join([*parts, status.advice])
+
+
+def _shown(critical: Any) -> str:
+    if isinstance(critical, Mapping):
+        return "(" + ", ".join(f"{name}: {rate:.4g}" for name, rate in critical.items()) + ")"
+    return f"{critical:.4g}"
 
 
 def _error_moments(theory: LimitEquations, task: Task, trajectory: KernelTrajectory) -> tuple[np.ndarray, np.ndarray]:

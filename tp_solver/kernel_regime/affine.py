@@ -1,0 +1,109 @@
+"""Losses with dl/df = f - y: mean and covariance in closed form at any time (``theory/kernel_training.md``, KT.3 and KT.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sympy as sp
+
+from tp_solver.kernel_regime.filters import filter_at, reported_filters
+from tp_solver.kernel_regime.trajectory import KernelTrajectory, exact_trajectory, point_losses
+from tp_solver.program.losses import Loss, gradient
+from tp_solver.program.training import Training
+
+
+def is_affine(loss: Loss, outputs: int) -> bool:
+    """Whether dl/df = f - y, so that the dynamics is linear with unit slope."""
+    f, y, _, slopes = gradient(loss, outputs)
+    return all(sp.expand(s - a + b) == 0 for s, a, b in zip(slopes, f, y, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenmodes:
+    """p^(1/2) K p^(1/2) = U Lambda U^T on the training points; p = 1/P.
+
+    Attributes:
+        eigenvalues: (P,), rising, learning rates included.
+        columns: p^(1/2) U, (P, P).
+    """
+
+    eigenvalues: np.ndarray
+    columns: np.ndarray
+
+    def solver(self, filters: np.ndarray) -> np.ndarray:
+        """S = p^(1/2) U g U^T p^(1/2), (P, P), which takes initial errors y - f_0 to coefficients c with f = f_0 + K c."""
+        return (self.columns * filters) @ self.columns.T
+
+
+def eigenmodes(kernel: np.ndarray, points: int) -> Eigenmodes:
+    """The modes of a kernel over all points, of which the first ``points`` are for training."""
+    root = points**-0.5
+    eigenvalues, vectors = np.linalg.eigh(root * kernel[:points, :points] * root)
+    return Eigenmodes(eigenvalues, root * vectors)
+
+
+def affine_trajectory(
+    kernel: np.ndarray, y: np.ndarray, labels: np.ndarray, training: Training, covariance: np.ndarray | None
+) -> KernelTrajectory:
+    """Mean and covariance at all reported times.
+
+    Args:
+        kernel: (Pa, Pa), rates included; y: (P, K); labels: y, with test labels appended or not.
+        covariance: of the initial function, (Pa, Pa), or None for a start at zero.
+    """
+    points, all_points = len(y), len(kernel)
+    modes = eigenmodes(kernel, points)
+    with np.errstate(over="ignore", invalid="ignore"):
+        filters = reported_filters(training, modes.eigenvalues)
+        coefficients = np.einsum("pi,ti,ik->tpk", modes.columns, filters, modes.columns.T @ y, optimize=True)
+        f = np.einsum("ap,tpk->tak", kernel[:, :points], coefficients)
+        shape = (len(filters), all_points, all_points, y.shape[1])
+        f_cov = np.broadcast_to(0.0, shape)
+        if covariance is not None:
+            f_cov = np.broadcast_to(np.stack(list(_propagated(kernel, modes, filters, covariance)))[..., None], shape)
+        with jax.enable_x64(True):
+            losses = np.asarray(point_losses(training.loss, jnp.asarray(labels), jnp.asarray(f)))
+        # the loss is quadratic with unit curvature
+        losses = losses + np.einsum("taak->ta", f_cov)[:, : len(labels)] / 2
+    return exact_trajectory(f, f_cov, losses, coefficients)
+
+
+def _propagated(kernel: np.ndarray, modes: Eigenmodes, filters: np.ndarray, covariance: np.ndarray) -> Iterator[np.ndarray]:
+    """A C A^T per time, A = 1 - K S acting on the initial function of the training points."""
+    reach = kernel[:, : len(modes.columns)] @ modes.columns
+    for g in filters:
+        a = np.eye(len(covariance))
+        a[:, : len(modes.columns)] -= (reach * g) @ modes.columns.T
+        yield a @ covariance @ a.T
+
+
+def solver_at(kernel: np.ndarray, training: Training, time: float) -> np.ndarray:
+    """S at one time, (P, P), for a kernel of the training points with rates included; see :meth:`Eigenmodes.solver`.
+
+    Raises:
+        InputError: for a time that the rule does not have, or infinity where the training diverges.
+    """
+    modes = eigenmodes(kernel, len(kernel))
+    return modes.solver(filter_at(training, modes.eigenvalues, time))
+
+
+def covariance_at(prior: np.ndarray, prior_train: np.ndarray, train_covariance: np.ndarray, influence: np.ndarray) -> np.ndarray:
+    """Cov f of some points: C_** + B C B^T - B C_X* - C_*X B^T with B = K_*X S, (M, M).
+
+    Args:
+        prior: covariance of the initial function on the points, (M, M), or (M,) for variances alone, which are then returned.
+        prior_train: the same between them and the training points, (M, P); train_covariance: (P, P).
+        influence: B, (M, P).
+    """
+    if prior.ndim == 1:
+        return (
+            prior
+            + np.einsum("ap,pq,aq->a", influence, train_covariance, influence, optimize=True)
+            - 2 * np.sum(influence * prior_train, axis=1)
+        )
+    cross = influence @ prior_train.T
+    return prior + influence @ train_covariance @ influence.T - cross - cross.T
