@@ -23,6 +23,7 @@ PREFIXES = {
     "limit_operator": "LO",
     "kernel_regime": "KR",
     "kernel_training": "KT",
+    "uncertainty": "KU",
 }
 LABEL = re.compile(r"\b(?:" + "|".join(PREFIXES.values()) + r")\.\d+\b")
 CITED = re.compile(r"theory/(?P<page>\w+)\.md`*(?:, \"(?P<heading>[^\"]+)\")?(?:, (?P<label>[A-Z]{2}\.\d+))?")
