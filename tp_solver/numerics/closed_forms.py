@@ -1,8 +1,9 @@
 """Gaussian expectations in closed form: a table of pairs of functions, extended by two rewrite rules.
 
-A function is a sum of terms ``coefficient x^power exp(-decay x^2) base(x)``. Decays are absorbed by tilting the Gaussian,
-powers are lowered by Stein's lemma E[a F] = q E[dF/da] + c E[dF/db], and what is left is a pair of bases from ``PAIRS``
-(Cho & Saul 2009 for |x| and sign; Williams 1997 for erf). ReLU, its leaky form, GELU, and all polynomials follow.
+A function is a sum of terms ``coefficient x^power exp(-decay x^2) base(slope x)``. Decays tilt the Gaussian, powers are lowered
+by Stein's lemma E[a F] = q E[dF/da] + c E[dF/db], and what is left is a pair of bases from ``PAIRS`` (Cho & Saul 2009 for |x|
+and sign; Williams 1997 for erf). ReLU, its leaky form, GELU, and all polynomials follow. The result is one expression in
+``Q``, ``QP``, ``C``: derivatives are sympy's, and ``elementwise.lower`` makes a jax function of it.
 """
 
 from __future__ import annotations
@@ -11,98 +12,135 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
-import numpy as np
 import sympy as sp
 
 from tp_solver.symbols.activation import X
+from tp_solver.symbols.functions import arcsine, arcsine_integral, damped_cosh, damped_sinh, inverse_root, root
+
+Q, QP = sp.symbols("q qp", nonnegative=True)
+C = sp.Symbol("c", real=True)
 
 
 class NoClosedForm(Exception):
-    """The table has no entry for this pair (internal: the caller goes on to quadrature)."""
+    """The table has no entry for this pair (internal: the caller goes on to series and quadrature)."""
 
 
 @dataclass(frozen=True)
-class Bivariate:
-    """(a, b) ~ N(0, [[q, c], [c, qp]]), entry by entry of broadcastable arrays."""
+class Gaussian:
+    """The density of (a, b) ~ N(0, [[q, c], [c, qp]]) times exp(-s a^2 - t b^2), and the moments of what is left.
 
-    q: np.ndarray
-    qp: np.ndarray
-    c: np.ndarray
+    ``swap`` exchanges the roles of a and b.
+    """
+
+    s: sp.Expr = sp.S.Zero
+    t: sp.Expr = sp.S.Zero
+    swap: bool = False
+
+    def swapped(self) -> Gaussian:
+        return replace(self, swap=not self.swap)
+
+    def tilted(self, s: sp.Expr, t: sp.Expr) -> Gaussian:
+        if self.swap:
+            s, t = t, s
+        return replace(self, s=self.s + s, t=self.t + t)
 
     @property
-    def correlation(self) -> np.ndarray:
-        """c / sqrt(q qp), and 0 where a variance vanishes."""
-        scale = np.sqrt(self.q * self.qp)
-        return np.clip(np.divide(self.c, scale, out=np.zeros(np.shape(self.c + scale)), where=scale > 0), -1.0, 1.0)
+    def norm(self) -> sp.Expr:
+        """E[exp(-s a^2 - t b^2)] under the untilted Gaussian."""
+        return inverse_root(self._spread)
 
-    def swapped(self) -> Bivariate:
-        """(b, a)."""
-        return Bivariate(self.qp, self.q, self.c)
+    @property
+    def _spread(self) -> sp.Expr:
+        return (1 + 2 * self.s * Q) * (1 + 2 * self.t * QP) - 4 * self.s * self.t * C**2
 
-    def tilted(self, s: float, t: float) -> tuple[Bivariate, np.ndarray]:
-        """The Gaussian proportional to density times exp(-s a^2 - t b^2), and the normalisation E[exp(-s a^2 - t b^2)]."""
-        det = self.q * self.qp - self.c**2
-        norm = (1 + 2 * s * self.q) * (1 + 2 * t * self.qp) - 4 * s * t * self.c**2
-        return Bivariate((self.q + 2 * t * det) / norm, (self.qp + 2 * s * det) / norm, self.c / norm), norm**-0.5
+    def _variance(self, q: sp.Expr, qp: sp.Expr, t: sp.Expr) -> sp.Expr:
+        return (q * (1 + 2 * t * qp) - 2 * t * C**2) * self.norm**2
+
+    @property
+    def q(self) -> sp.Expr:
+        """Variance of a."""
+        return self._variance(QP, Q, self.s) if self.swap else self._variance(Q, QP, self.t)
+
+    @property
+    def qp(self) -> sp.Expr:
+        """Variance of b."""
+        return self.swapped().q
+
+    @property
+    def c(self) -> sp.Expr:
+        """Covariance."""
+        return C * self.norm**2
 
 
 @dataclass(frozen=True)
 class Term:
     """coefficient x^power exp(-decay x^2) base(slope x); ``base`` is a sympy function class, or that of 1."""
 
-    coefficient: float
+    coefficient: sp.Expr
     power: int
-    decay: float
+    decay: sp.Expr
     base: type
-    slope: float
+    slope: sp.Expr
 
     def lowered(self) -> Term:
         return replace(self, power=self.power - 1)
 
+    @property
+    def expression(self) -> sp.Expr:
+        """As it reads."""
+        return self.coefficient * X**self.power * sp.exp(-self.decay * X**2) * (self.base(self.slope * X) if self.slope else 1)
+
     def derivative(self) -> tuple[Term, ...]:
-        base = self.base(sp.Float(self.slope, 17) * X) if self.slope else sp.S.One
-        return parse(sp.diff(sp.Float(self.coefficient, 17) * X**self.power * base, X))
+        return parse(sp.diff(self.expression, X))
 
 
 ONE = type(sp.S.One)
-Rule = Callable[[Bivariate, float, float], np.ndarray | float]
+Rule = Callable[[Gaussian, sp.Expr, sp.Expr], sp.Expr]
 
 
-def _abs_abs(g: Bivariate, k: float, m: float) -> np.ndarray:
-    rho = g.correlation
-    return 2 / np.pi * abs(k * m) * np.sqrt(g.q * g.qp) * (np.sqrt((1 - rho) * (1 + rho)) + rho * np.arcsin(rho))
+def _abs_abs(g: Gaussian, k: sp.Expr, m: sp.Expr) -> sp.Expr:
+    return 2 / sp.pi * sp.Abs(k * m) * root(g.q) * root(g.qp) * arcsine_integral(g.c * inverse_root(g.q) * inverse_root(g.qp))
 
 
-def _exponential(g: Bivariate, k: float, m: float) -> np.ndarray:
-    return np.exp((k**2 * g.q + m**2 * g.qp + 2 * k * m * g.c) / 2)
+def _sign_sign(g: Gaussian, k: sp.Expr, m: sp.Expr) -> sp.Expr:
+    return sp.sign(k * m) * 2 / sp.pi * arcsine(g.c * inverse_root(g.q) * inverse_root(g.qp))
 
 
-def _cosine_of(g: Bivariate, k: float, m: float) -> np.ndarray:
-    """E cos(k a + m b)."""
-    return np.exp(-(k**2 * g.q + m**2 * g.qp + 2 * k * m * g.c) / 2)
+def _erf_erf(g: Gaussian, k: sp.Expr, m: sp.Expr) -> sp.Expr:
+    return 2 / sp.pi * arcsine(2 * k * m * g.c * inverse_root(1 + 2 * k**2 * g.q) * inverse_root(1 + 2 * m**2 * g.qp))
+
+
+def _erf_sign(g: Gaussian, k: sp.Expr, m: sp.Expr) -> sp.Expr:
+    return sp.sign(m) * 2 / sp.pi * arcsine(sp.sqrt(2) * k * g.c * inverse_root(1 + 2 * k**2 * g.q) * inverse_root(g.qp))
+
+
+def _squares(g: Gaussian, k: sp.Expr, m: sp.Expr) -> sp.Expr:
+    return (k**2 * g.q + m**2 * g.qp) / 2
 
 
 PAIRS: dict[tuple[type, type], Rule] = {
-    (ONE, ONE): lambda g, k, m: 1.0,
+    (ONE, ONE): lambda g, k, m: sp.S.One,
     (sp.Abs, sp.Abs): _abs_abs,
-    (sp.Abs, ONE): lambda g, k, m: abs(k) * np.sqrt(2 * g.q / np.pi),
-    (sp.sign, sp.sign): lambda g, k, m: np.sign(k * m) * 2 / np.pi * np.arcsin(g.correlation),
-    (sp.sign, ONE): lambda g, k, m: 0.0,
-    (sp.Abs, sp.sign): lambda g, k, m: 0.0,
-    (sp.erf, sp.erf): lambda g, k, m: 2 / np.pi * np.arcsin(2 * k * m * g.c / np.sqrt((1 + 2 * k**2 * g.q) * (1 + 2 * m**2 * g.qp))),
-    (sp.erf, ONE): lambda g, k, m: 0.0,
-    (sp.erf, sp.Abs): lambda g, k, m: 0.0,
-    (sp.erf, sp.cos): lambda g, k, m: 0.0,
-    (sp.erf, sp.sign): lambda g, k, m: (
-        np.sign(m) * 2 / np.pi * np.arcsin(g.correlation * np.sqrt(2 * k**2 * g.q / (1 + 2 * k**2 * g.q)) * np.sign(k))
-    ),
-    (sp.sin, sp.sin): lambda g, k, m: (_cosine_of(g, k, -m) - _cosine_of(g, k, m)) / 2,
-    (sp.cos, sp.cos): lambda g, k, m: (_cosine_of(g, k, -m) + _cosine_of(g, k, m)) / 2,
-    (sp.sin, sp.cos): lambda g, k, m: 0.0,
-    (sp.sin, ONE): lambda g, k, m: 0.0,
-    (sp.cos, ONE): lambda g, k, m: _cosine_of(g, k, 0.0),
-    (sp.exp, sp.exp): _exponential,
-    (sp.exp, ONE): lambda g, k, m: _exponential(g, k, 0.0),
+    (sp.Abs, ONE): lambda g, k, m: sp.Abs(k) * sp.sqrt(2 / sp.pi) * root(g.q),
+    (sp.sign, sp.sign): _sign_sign,
+    (sp.sign, ONE): lambda g, k, m: sp.S.Zero,
+    (sp.Abs, sp.sign): lambda g, k, m: sp.S.Zero,
+    (sp.erf, sp.erf): _erf_erf,
+    (sp.erf, ONE): lambda g, k, m: sp.S.Zero,
+    (sp.erf, sp.Abs): lambda g, k, m: sp.S.Zero,
+    (sp.erf, sp.cos): lambda g, k, m: sp.S.Zero,
+    (sp.erf, sp.sign): _erf_sign,
+    (sp.sin, sp.sin): lambda g, k, m: damped_sinh(k * m * g.c, _squares(g, k, m)),
+    (sp.cos, sp.cos): lambda g, k, m: damped_cosh(k * m * g.c, _squares(g, k, m)),
+    (sp.sin, sp.cos): lambda g, k, m: sp.S.Zero,
+    (sp.sin, ONE): lambda g, k, m: sp.S.Zero,
+    (sp.cos, ONE): lambda g, k, m: sp.exp(-(k**2) * g.q / 2),
+    (sp.exp, sp.exp): lambda g, k, m: sp.exp(_squares(g, k, m) + k * m * g.c),
+    (sp.exp, sp.erf): lambda g, k, m: sp.exp(k**2 * g.q / 2) * sp.erf(k * m * g.c * inverse_root(1 + 2 * m**2 * g.qp)),
+    (sp.exp, sp.sin): lambda g, k, m: sp.exp((k**2 * g.q - m**2 * g.qp) / 2) * sp.sin(k * m * g.c),
+    (sp.exp, sp.cos): lambda g, k, m: sp.exp((k**2 * g.q - m**2 * g.qp) / 2) * sp.cos(k * m * g.c),
+    (sp.exp, ONE): lambda g, k, m: sp.exp(k**2 * g.q / 2),
+    (sp.DiracDelta, ONE): lambda g, k, m: inverse_root(g.q) / sp.sqrt(2 * sp.pi) / sp.Abs(k),
 }
 """E[base(k a) base'(m b)]; the mirrored pairs follow by swapping a and b."""
 
@@ -119,8 +157,17 @@ def parse(f: sp.Expr) -> tuple[Term, ...]:
     f = f.replace(lambda e: isinstance(e, (sp.Max, sp.Min)) and len(e.args) == 2, _as_abs)
     f = f.replace(sp.Heaviside, lambda u, *_: (1 + sp.sign(u)) / 2).replace(sp.erfc, lambda u: 1 - sp.erf(u))
     f = f.replace(lambda e: isinstance(e, (sp.sinh, sp.cosh)), lambda e: e.rewrite(sp.exp))
-    f = sp.expand(f)
+    f = sp.expand(f).replace(lambda e: e.is_Pow and isinstance(e.base, sp.sign) and e.exp.is_Integer, lambda e: e.base ** (e.exp % 2))
+    f = f.replace(lambda e: e.is_Mul and e.has(sp.DiracDelta), _at_zero)
     return tuple(_term(t) for t in sp.Add.make_args(f) if t != 0)
+
+
+def _at_zero(product: sp.Expr) -> sp.Expr:
+    """F(x) delta(k x) = F(0) delta(k x)."""
+    points = [a for a in product.args if isinstance(a, sp.DiracDelta)]
+    if len(points) > 1 or len(points[0].args) > 1 or points[0].args[0].subs(X, 0) != 0:
+        raise NoClosedForm
+    return sp.Mul(*(a for a in product.args if a not in points)).subs(X, 0) * points[0]
 
 
 def _as_abs(e: sp.Expr) -> sp.Expr:
@@ -136,8 +183,8 @@ def _term(product: sp.Expr) -> Term:
     for factor in sp.Mul.make_args(rest):
         if factor == 1:
             continue
-        root, exponent = factor.as_base_exp()
-        if root == X and exponent.is_Integer and exponent > 0:
+        origin, exponent = factor.as_base_exp()
+        if origin == X and exponent.is_Integer and exponent > 0:
             power += int(exponent)
             continue
         kind, new_slope = type(factor), None
@@ -157,40 +204,58 @@ def _term(product: sp.Expr) -> Term:
         base, slope = kind, new_slope
     if not coefficient.is_number or not decay >= 0:
         raise NoClosedForm
-    return Term(float(coefficient), power, float(decay), base, float(slope))
+    return Term(coefficient, power, decay, base, slope)
 
 
-def closed_form(f: sp.Expr, g: sp.Expr, gauss: Bivariate) -> np.ndarray:
-    """E[f(a) g(b)] from the table.
+@cache
+def closed_form(f: sp.Expr, g: sp.Expr) -> sp.Expr:
+    """E[f(a) g(b)] in ``Q``, ``QP``, ``C``.
 
     Raises:
-        NoClosedForm: if a pair of terms is not in it.
+        NoClosedForm: if a pair of terms is not in the table.
     """
-    shape = np.broadcast_shapes(gauss.q.shape, gauss.qp.shape, gauss.c.shape)
-    total = np.zeros(shape)
-    for t in parse(f):
-        for u in parse(g):
-            total = total + _pair(t, u, gauss)
-    return total
+    total = sp.Add(*(_pair(t, u, Gaussian()) for t in parse(f) for u in parse(g)))
+    # arguments of functions stay as they are (products of what belongs to one variance), everything else is one polynomial
+    names = {e: sp.Dummy(real=True) for e in total.atoms(sp.Function)}
+    outer = {n: e for e, n in names.items()}
+    total = sp.expand(total.xreplace(names))
+    shared = [n for e, n in names.items() if e.free_symbols >= {Q, QP, C}]
+    return _floated(sp.collect(total, shared).xreplace(outer))
 
 
-def _pair(t: Term, u: Term, gauss: Bivariate) -> np.ndarray | float:
+def _pair(t: Term, u: Term, gauss: Gaussian) -> sp.Expr:
     if t.decay or u.decay:
-        tilted, norm = gauss.tilted(t.decay, u.decay)
-        return norm * _pair(replace(t, decay=0.0), replace(u, decay=0.0), tilted)
+        return _pair(replace(t, decay=sp.S.Zero), replace(u, decay=sp.S.Zero), gauss.tilted(t.decay, u.decay))
+    if sp.DiracDelta in (t.base, u.base):
+        return _conditioned(u, t, gauss.swapped()) if t.base is sp.DiracDelta else _conditioned(t, u, gauss)
     if t.power == 0 and u.power > 0:
         return _pair(u, t, gauss.swapped())
     if t.power:
         rest = t.lowered()
-        total: np.ndarray | float = 0.0
-        for d in rest.derivative():
-            total = total + gauss.q * _pair(d, u, gauss)
-        for d in u.derivative():
-            total = total + gauss.c * _pair(rest, d, gauss)
-        return total
-    scale = t.coefficient * u.coefficient
+        own = sp.Add(*(_pair(d, u, gauss) for d in rest.derivative()))
+        return gauss.q * own + gauss.c * sp.Add(*(_pair(rest, d, gauss) for d in u.derivative()))
+    scale = t.coefficient * u.coefficient * gauss.norm
     if (t.base, u.base) in PAIRS:
         return scale * PAIRS[t.base, u.base](gauss, t.slope, u.slope)
     if (u.base, t.base) in PAIRS:
         return scale * PAIRS[u.base, t.base](gauss.swapped(), u.slope, t.slope)
     raise NoClosedForm
+
+
+def _conditioned(t: Term, point: Term, gauss: Gaussian) -> sp.Expr:
+    """E[t(a) delta(b)] is the density of b at zero times the mean of t(a) given b = 0."""
+    left = gauss.q - gauss.c**2 * inverse_root(gauss.qp) ** 2
+    density = PAIRS[sp.DiracDelta, ONE](gauss.swapped(), point.slope, sp.S.Zero)
+    return point.coefficient * gauss.norm * density * closed_form(t.expression, sp.S.One).subs(Q, left)
+
+
+def _floated(e: sp.Expr) -> sp.Expr:
+    """Numbers such as sqrt(2)/pi as one float each, so that they cost nothing where the expression is evaluated."""
+    if e.is_Pow and e.exp.is_Rational and not e.base.is_number:
+        return sp.Pow(_floated(e.base), e.exp)
+    if e.is_number:
+        return e if e.is_Rational else sp.N(e, 17)
+    if e.is_Mul:
+        number, rest = e.as_independent(Q, QP, C, as_Add=False)
+        return _floated(number) * sp.Mul(*map(_floated, sp.Mul.make_args(rest)))
+    return e.func(*map(_floated, e.args)) if e.args else e

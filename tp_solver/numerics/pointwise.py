@@ -1,7 +1,8 @@
-"""Values and kinks of a scalar expression in ``activation.X``."""
+"""Values, kinks and jumps of a scalar expression in ``activation.X``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import jax
@@ -16,11 +17,15 @@ from tp_solver.symbols.activation import X
 _KINKED = (sp.Max, sp.Min, sp.Abs, sp.sign, sp.Heaviside, sp.Piecewise)
 
 
+def concrete(function: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
+    """A jax function of float64 arrays, evaluated now even while something else is being traced."""
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        return np.asarray(jax.jit(function)(*(jnp.asarray(a, dtype=jnp.float64) for a in arrays)), dtype=np.float64)
+
+
 def values(f: sp.Expr, x: np.ndarray) -> np.ndarray:
     """f at every entry of x, float64, same shape."""
-    with jax.enable_x64(True):
-        out = np.asarray(lower(f, (X,))(jnp.asarray(x, dtype=jnp.float64)), dtype=np.float64)
-    return np.broadcast_to(out, np.shape(x))
+    return np.broadcast_to(concrete(lower(f, (X,)), x), np.shape(x))
 
 
 @cache
@@ -37,6 +42,15 @@ def kinks(f: sp.Expr) -> tuple[float, ...]:
         for difference in _switches(atom):
             found |= _roots(difference, f)
     return tuple(sorted(found))
+
+
+@cache
+def continuous(f: sp.Expr) -> bool:
+    """Whether f itself has no jump at its kinks."""
+    places = np.array(kinks(f))
+    width = 1e-9 * (1 + np.abs(places))
+    left, right = values(f, places - width), values(f, places + width)
+    return bool(np.all(np.abs(right - left) <= 1e-6 * (1 + np.abs(left) + np.abs(right))))
 
 
 def _switches(atom: sp.Expr) -> list[sp.Expr]:

@@ -1,113 +1,157 @@
-"""Gaussian expectations by Gauss-Legendre panels that end at every kink, refined until two refinements agree.
+"""Gaussian expectations by Gauss-Legendre panels that end at every kink, as jax functions.
 
-No panel ever holds a kink, so that convergence stays geometric; Gauss-Hermite across a kink would not converge.
+No panel ever holds a kink, so that convergence is geometric; Gauss-Hermite across a kink would not converge. Nodes move with
+the variances, and the integrand is smooth between them: differentiating the sum gives the derivative, jumps included.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
+from math import factorial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
+from tp_solver.elementwise import lower
 from tp_solver.errors import ProgramError
-from tp_solver.numerics.closed_forms import Bivariate
-from tp_solver.numerics.pointwise import kinks, values
+from tp_solver.numerics.pair import Dual, entrywise
+from tp_solver.numerics.pointwise import concrete, kinks, values
+from tp_solver.symbols.activation import X
+from tp_solver.symbols.functions import inverse_root, root
 
-TOLERANCE = 1e-11
+TOLERANCE = 1e-12
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
-_RADII = np.array([0.0, 0.25, 1.0, 2.5, 4.5, 7.0, 10.0])
-_HALF_LINE = np.array([0.0, 0.1, 0.4, 1.0, 2.0, 3.5, 5.5, 8.0, 11.0])
-_LEVELS = 7
-_CHUNK = 2_000_000
+_HALF_LINE = np.array([0.0, 1.5, 3.5, 6.0, 9.0, 13.0])
+_TRANSITION = np.array([-7.0, -4.0, -1.5, 1.5, 4.0, 7.0])
+_LEVELS = 5
+_CHUNK = 1 << 20
+"""Nodes that are held at once."""
+_SCALES = (1.0, 0.3, 0.02)
+_CORRELATIONS = (0.0, 0.5, -0.7, 0.97, 0.9999, 1.0, -1.0)
+"""Fractions of the largest variance and correlations at which the number of panels is settled."""
+
+_root, _inverse_root = (lower(s(X), (X,)) for s in (root, inverse_root))
 
 
-def moments(g: sp.Expr, q: np.ndarray, powers: int) -> np.ndarray:
-    """E[b^j g(b)] for b ~ N(0, q) and j = 0..powers, shape (powers + 1, *q.shape).
-
-    Raises:
-        ProgramError: if refinement does not settle.
-    """
-    distinct, index = np.unique(q, return_inverse=True)
-    root = np.sqrt(distinct)
-    breaks = np.broadcast_to(np.concatenate([-_HALF_LINE[:0:-1], _HALF_LINE]), (len(root), 2 * len(_HALF_LINE) - 1))
-    inner = [_ratio(np.full_like(root, k), root) for k in kinks(g)]
-    breaks = np.sort(np.concatenate([breaks, *(np.clip(k, -11, 11)[:, None] for k in inner)], axis=1), axis=1)
-
-    def rule(level: int, rows: np.ndarray) -> np.ndarray:
-        z, w = _panels(breaks[rows], level)
-        b = root[rows, None] * z
-        density = w * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) * values(g, b)
-        return np.stack([np.sum(density * b**j, axis=1) for j in range(powers + 1)], axis=1)
-
-    out = _refine(rule, len(root), f"the mean of {g}")
-    return np.moveaxis(out[index.reshape(-1)], 0, -1).reshape(powers + 1, *np.shape(q))
-
-
-def split_quadrature(f: sp.Expr, g: sp.Expr, gauss: Bivariate) -> np.ndarray:
-    """E[f(a) g(b)] in polar coordinates of the whitened plane.
-
-    Kinks at zero are fixed angles, others are one radius per angle, and angles at which two of them cross end a panel too.
+def moments(g: sp.Expr, count: int, largest: float) -> Callable[[jax.Array], jax.Array]:
+    """The function q -> E[g(b) He_k(b / sqrt(q))] for b ~ N(0, q) and k < count, shape (count, *q.shape).
 
     Raises:
-        ProgramError: if refinement does not settle.
+        ProgramError: if halving the panels does not settle the integral for variances up to ``largest``.
     """
-    shape = np.broadcast_shapes(gauss.q.shape, gauss.qp.shape, gauss.c.shape)
-    sa, sb, rho = (np.broadcast_to(v, shape).reshape(-1) for v in (np.sqrt(gauss.q), np.sqrt(gauss.qp), gauss.correlation))
-    theta = np.arccos(rho)
-    kinks_f, kinks_g = np.array([k for k in kinks(f) if k]), np.array([k for k in kinks(g) if k])
-    corners = [np.full_like(theta, np.pi / 2), np.full_like(theta, 3 * np.pi / 2), theta + np.pi / 2, theta - np.pi / 2]
-    for k in kinks_f:
-        for m in kinks_g:
-            first = _ratio(np.full_like(sa, k), sa)
-            second = _ratio(_ratio(np.full_like(sb, m), sb) - rho * first, np.sqrt((1 - rho) * (1 + rho)))
-            corners.append(np.arctan2(second, first))
-    full = np.broadcast_to([0.0, 2 * np.pi], (len(theta), 2))
-    angles = np.sort(np.concatenate([np.mod(np.stack(corners, axis=1), 2 * np.pi), full], axis=1), axis=1)
-
-    def rule(level: int, rows: np.ndarray) -> np.ndarray:
-        t, wt = _panels(angles[rows], level)
-        ca, cb = sa[rows, None] * np.cos(t), sb[rows, None] * np.cos(t - theta[rows, None])
-        crossing = [_ratio(np.full_like(c, k), c) for c, ks in ((ca, kinks_f), (cb, kinks_g)) for k in ks]
-        radii = np.broadcast_to(_RADII, (*t.shape, len(_RADII)))
-        radii = np.sort(np.concatenate([radii, *(np.clip(r, 0, _RADII[-1])[..., None] for r in crossing)], axis=-1), axis=-1)
-        r, wr = _panels(radii, level)
-        product = values(f, ca[..., None] * r) * values(g, cb[..., None] * r)
-        return np.einsum("nt,ntr->n", wt / (2 * np.pi), wr * r * np.exp(-(r**2) / 2) * product)[:, None]
-
-    width = (6 + len(kinks_f) * len(kinks_g)) * (len(_RADII) + len(kinks_f) + len(kinks_g)) * len(_NODES) ** 2
-    return _refine(rule, len(theta), f"the mean of {f} times {g}", width)[:, 0].reshape(shape)
+    q = largest * np.array([1.0, 0.3, 0.05, 0.003])
+    scale = _size(g, q) * np.sqrt([[float(factorial(k))] for k in range(count)])
+    level = _settled(lambda level: concrete(partial(_moments, g, count, level), q), scale, f"the mean of {g}")
+    return partial(_moments, g, count, level)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """numerator / denominator, and 0 (a harmless break point) where the denominator vanishes."""
-    return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator != 0)
+def split_quadrature(f: sp.Expr, g: sp.Expr, largest: float) -> Dual:
+    """E[f(a) g(b)] over a, and over b given a.
+
+    Raises:
+        ProgramError: if halving the panels does not settle the integral for variances up to ``largest``.
+    """
+    return _rule(f, g, _level(f, g, largest))
 
 
-def _panels(breaks: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
+@cache
+def _level(f: sp.Expr, g: sp.Expr, largest: float) -> int:
+    """How often panels are halved."""
+    sizes = [(s, t) for s in _SCALES for t in _SCALES if s >= t or f != g]
+    q, qp = (largest * np.array(v)[:, None] for v in zip(*sizes, strict=True))
+    c = np.array(_CORRELATIONS) * np.sqrt(q * qp)
+    scale = _size(f, q) * _size(g, qp)
+    return _settled(lambda level: concrete(partial(_plane, f, g, level), q, qp, c), scale, f"the mean of {f} times {g}")
+
+
+def _size(f: sp.Expr, q: np.ndarray) -> np.ndarray:
+    """sqrt(E f^2): what errors are compared with."""
+    square = concrete(partial(_moments, f**2, 1, 1), q)[0]
+    ends = values(f, np.sqrt(q) * np.array([-_HALF_LINE[-1], _HALF_LINE[-1]]).reshape(2, *(1,) * q.ndim)) ** 2
+    if not np.all(ends * np.exp(-(_HALF_LINE[-1] ** 2) / 2) <= 1e-16 * square):
+        raise ProgramError("Gaussian expectation", f, "a function with a mean square", "it grows too fast for the largest variance")
+    return np.sqrt(square)
+
+
+@cache
+def _rule(f: sp.Expr, g: sp.Expr, level: int) -> Dual:
+    return entrywise(partial(_plane, f, g, level))
+
+
+def _moments(g: sp.Expr, count: int, level: int, q: jax.Array) -> jax.Array:
+    z, weight = _panels(_breaks([k * _inverse_root(q) for k in kinks(g)], q), level)
+    density = weight * _normal(z) * _values(g, q[..., None], z)
+    previous, current, out = jnp.zeros_like(z), jnp.ones_like(z), []
+    for k in range(count):
+        out.append(jnp.sum(density * current, axis=-1))
+        previous, current = current, z * current - k * previous
+    return jnp.stack(out)
+
+
+def _plane(f: sp.Expr, g: sp.Expr, level: int, q: jax.Array, qp: jax.Array, c: jax.Array) -> jax.Array:
+    rho = jnp.clip(c * _inverse_root(q) * _inverse_root(qp), -1.0, 1.0)
+    shape = jnp.broadcast_shapes(jnp.shape(q), jnp.shape(qp), jnp.shape(c))
+    entries = tuple(jnp.broadcast_to(v, shape).reshape(-1) for v in (q, qp, rho))
+    base, per_kink = 2 * len(_HALF_LINE) - 1, len(_TRANSITION)
+    nodes = (base + len(kinks(f)) + per_kink * len(kinks(g))) * (base + len(kinks(g))) * len(_NODES) ** 2 * 4**level
+    count, batch = len(entries[0]), max(1, _CHUNK // nodes)
+    rows = -(-count // batch)
+    blocks = tuple(jnp.pad(e, (0, rows * batch - count), mode="edge").reshape(rows, batch) for e in entries)
+    one = jax.checkpoint(jax.vmap(partial(_entry, f, g, level)))
+    return jax.lax.map(lambda e: one(*e), blocks).reshape(-1)[:count].reshape(shape)
+
+
+def _entry(f: sp.Expr, g: sp.Expr, level: int, q: jax.Array, qp: jax.Array, rho: jax.Array) -> jax.Array:
+    """One pair of variances: over a, and over b given a, whose mean varies on the scale of the noise near a kink of g."""
+    noise, far = _root((1 - rho) * (1 + rho)), jnp.abs(rho) > 1 / _HALF_LINE[-1]
+    slope = jnp.where(far, 1 / jnp.where(far, rho, 1.0), 0.0)
+    own = [k * _inverse_root(q) for k in kinks(f)]
+    crossed = [(m * _inverse_root(qp) + noise * t) * slope for m in kinks(g) for t in _TRANSITION]
+    z, weight = _panels(_breaks([*own, *crossed], rho), level)
+    scale = _inverse_root((1 - rho) * (1 + rho))
+    w, inner_weight = _panels(_breaks([(m * _inverse_root(qp) - rho * z) * scale for m in kinks(g)], z), level)
+    given = jnp.sum(inner_weight * _normal(w) * _values(g, qp, rho * z[:, None] + noise * w), axis=1)
+    return jnp.sum(weight * _normal(z) * _values(f, q, z) * given)
+
+
+def _normal(z: jax.Array) -> jax.Array:
+    return jnp.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+
+
+def _breaks(places: list[jax.Array], like: jax.Array) -> jax.Array:
+    """Sorted ends of panels on the line, (*like.shape, B)."""
+    whole = jnp.asarray(np.concatenate([-_HALF_LINE[:0:-1], _HALF_LINE]), like.dtype)
+    ends = [jnp.broadcast_to(whole, (*like.shape, len(whole)))]
+    ends += [jnp.broadcast_to(jnp.clip(k, -_HALF_LINE[-1], _HALF_LINE[-1]), like.shape)[..., None] for k in places]
+    return jnp.sort(jnp.concatenate(ends, axis=-1), axis=-1)
+
+
+def _values(f: sp.Expr, q: jax.Array, z: jax.Array) -> jax.Array:
+    """f(sqrt(q) z), and sympy's f(0) at q = 0 (which is 1/2 for a Heaviside function)."""
+    at_zero = f.subs(X, 0)
+    sites = lower(f, (X,))(_root(q) * z)
+    return jnp.where(q > 0, sites, float(at_zero) if at_zero.is_finite else np.nan) + jnp.zeros_like(z)
+
+
+def _panels(breaks: jax.Array, level: int) -> tuple[jax.Array, jax.Array]:
     """Nodes and weights on the panels between sorted breaks (..., B), each halved ``level`` times: (..., n)."""
-    fractions = np.linspace(0.0, 1.0, 2**level + 1)
-    left, length = breaks[..., :-1, None], np.diff(breaks)[..., None]
-    start = left + length * fractions[:-1]
-    size = (length / 2**level)[..., None]
-    nodes = start[..., None] + size * (_NODES + 1) / 2
-    weights = np.broadcast_to(size * _WEIGHTS / 2, nodes.shape)
-    return nodes.reshape(*breaks.shape[:-1], -1), weights.reshape(*breaks.shape[:-1], -1)
+    halves = 2**level
+    positions = (np.arange(halves)[:, None] + (_NODES + 1) / 2).reshape(-1) / halves
+    shares = np.tile(_WEIGHTS / 2, halves) / halves
+    left, length = breaks[..., :-1, None], jnp.diff(breaks)[..., None]
+    nodes = left + length * jnp.asarray(positions, breaks.dtype)
+    return nodes.reshape(*breaks.shape[:-1], -1), (length * jnp.asarray(shares, breaks.dtype)).reshape(*breaks.shape[:-1], -1)
 
 
-def _refine(rule, count: int, what: str, width: int = 4096) -> np.ndarray:
-    """Halve all panels of the entries that have not settled, until none is left."""
-
-    def evaluate(level: int, rows: np.ndarray) -> np.ndarray:
-        size = max(1, _CHUNK // (width * 4**level))
-        return np.concatenate([rule(level, rows[i : i + size]) for i in range(0, len(rows), size)])
-
-    rows = np.arange(count)
-    out = evaluate(0, rows)
+def _settled(rule: Callable[[int], np.ndarray], scale: np.ndarray, what: str) -> int:
+    """The first level whose results the next one confirms."""
+    previous = rule(0)
     for level in range(1, _LEVELS):
-        finer = evaluate(level, rows)
-        error = np.max(np.abs(finer - out[rows]), axis=1)
-        out[rows] = finer
-        open_ = ~(error <= TOLERANCE * (1 + np.max(np.abs(finer), axis=1)))
-        rows = rows[open_]
-        if len(rows) == 0:
-            return out
+        finer = rule(level)
+        if np.all(np.abs(finer - previous) <= TOLERANCE * scale):
+            return level - 1
+        previous = finer
     raise ProgramError("Gaussian expectation", what, "an integral that converges", "the function may grow too fast or be singular")

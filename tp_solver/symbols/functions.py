@@ -1,5 +1,8 @@
 """Sympy functions whose derivatives and values stay finite for every real argument.
 
+Where a derivative does not exist (the root of a vanishing variance, the arcsine of a full correlation) it is zero here, the
+symmetric choice. Values are computed in ``elementwise.py``; the derivatives there follow from ``fdiff`` here.
+
 ``canonical`` rewrites what users type (``1/(1 + exp(-x))``, ``log(1 + exp(x))``, ``log(cosh(x))``) into them, before any
 derivative is taken, so that no overflow such as ``inf/inf`` can arise from a derivative that sympy produced.
 """
@@ -50,6 +53,126 @@ class logsumexp(sp.Function):
 
     def _eval_is_real(self):
         return all(x.is_real for x in self.args) or None
+
+
+class inverse_root(sp.Function):
+    """1 / sqrt(x) for x > 0, and 0 at x = 0."""
+
+    nargs = 1
+
+    @classmethod
+    def eval(cls, x):
+        if x.is_number and x.is_nonnegative:
+            return sp.S.Zero if x.is_zero else 1 / sp.sqrt(x)
+        return None
+
+    def fdiff(self, argindex=1):
+        return -(self**3) / 2
+
+    def _eval_is_real(self):
+        return self.args[0].is_real
+
+
+class root(sp.Function):
+    """sqrt(x) for x >= 0."""
+
+    nargs = 1
+
+    @classmethod
+    def eval(cls, x):
+        return sp.sqrt(x) if x.is_number and x.is_nonnegative else None
+
+    def fdiff(self, argindex=1):
+        return inverse_root(self.args[0]) / 2
+
+    def _eval_is_real(self):
+        return self.args[0].is_real
+
+
+class arcsine(sp.Function):
+    """arcsin(x) of a correlation; rounding may carry x beyond -1 or 1, where it is what it is at -1 or 1."""
+
+    nargs = 1
+
+    @classmethod
+    def eval(cls, x):
+        if x.is_zero:
+            return sp.S.Zero
+        return -cls(-x) if x.could_extract_minus_sign() else None
+
+    def fdiff(self, argindex=1):
+        return arcsine_slope(self.args[0])
+
+    def _eval_is_real(self):
+        return self.args[0].is_real
+
+
+class arcsine_slope(sp.Function):
+    """1 / sqrt(1 - x^2), and 0 at x = -1 and 1."""
+
+    nargs = 1
+
+    @classmethod
+    def eval(cls, x):
+        return cls(-x) if x.could_extract_minus_sign() else None
+
+    def fdiff(self, argindex=1):
+        return self.args[0] * self**3
+
+    def _eval_is_real(self):
+        return self.args[0].is_real
+
+
+class arcsine_integral(sp.Function):
+    """x arcsin(x) + sqrt(1 - x^2), whose derivative is arcsin(x)."""
+
+    nargs = 1
+
+    @classmethod
+    def eval(cls, x):
+        return cls(-x) if x.could_extract_minus_sign() else None
+
+    def fdiff(self, argindex=1):
+        return arcsine(self.args[0])
+
+    def _eval_is_real(self):
+        return self.args[0].is_real
+
+
+class damped_sinh(sp.Function):
+    """exp(-v) sinh(u) for v >= |u|, without overflow."""
+
+    nargs = 2
+
+    @classmethod
+    def eval(cls, u, v):
+        if u.is_zero:
+            return sp.S.Zero
+        return -cls(-u, v) if u.could_extract_minus_sign() else None
+
+    def fdiff(self, argindex=1):
+        return damped_cosh(*self.args) if argindex == 1 else -self
+
+    def _eval_is_real(self):
+        return all(a.is_real for a in self.args) or None
+
+
+class damped_cosh(sp.Function):
+    """exp(-v) cosh(u) for v >= |u|, without overflow."""
+
+    nargs = 2
+
+    @classmethod
+    def eval(cls, u, v):
+        if u.is_zero:
+            return sp.exp(-v)
+        return cls(-u, v) if u.could_extract_minus_sign() else None
+
+    def fdiff(self, argindex=1):
+        return damped_sinh(*self.args) if argindex == 1 else -self
+
+    def _eval_is_real(self):
+        return all(a.is_real for a in self.args) or None
 
 
 def canonical(expression: sp.Expr) -> sp.Expr:
