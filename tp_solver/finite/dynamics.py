@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tp_solver.finite import tangent
 from tp_solver.finite.dense import Array, Data, Net, Numbers, Weights
-from tp_solver.program.statements import Product, Space
+from tp_solver.program.statements import Space
 
 Rows = dict[str, Array]
 Velocity = Callable[[Weights], Weights]
@@ -179,11 +180,10 @@ def look(net: Net, sites: int, weights: Weights, base: Base, numbers: Numbers, d
 
     Backward fields are ``g = gamma0 n^m df_mu/dh_mu`` for one output and ``-gamma0 n^m dLoss/dh_mu`` for several.
     The tangent kernel is ``K = sum_j gamma0^2 eta_j n^-c_j <df_mu/dw^j, df_nu/dw^j>``, so that gradient flow obeys
-    ``df/dt = sum_nu K e_nu`` per unit lr, and gamma0 drops out. The inner products are those of outer products: sums over
-    pairs of uses of a matrix of (adjoint . adjoint)(input . input).
+    ``df/dt = sum_nu K e_nu`` per unit lr, and gamma0 drops out.
     """
-    layers, products = net.program.layers, [s for s in net.program.statements if isinstance(s, Product)]
-    names = {v for layer in layers for v in (layer.pre, layer.post)} | {s.out for s in products}
+    layers = net.program.layers
+    names = {v for layer in layers for v in (layer.pre, layer.post)} | {s.out for s in net.program.products()}
 
     def one(w: Weights, base: Base) -> Look:
         def run(shifts: dict[str, Array]) -> dict[str, Array]:
@@ -192,10 +192,9 @@ def look(net: Net, sites: int, weights: Weights, base: Base, numbers: Numbers, d
         def predictions(shifts: dict[str, Array]) -> Array:
             return net.outputs_of(run(shifts), numbers)
 
-        values = run({})
+        directions = jnp.eye(net.outputs)
+        values, each = tangent.adjoints(net, w, numbers, data.X, directions, names)
         zeros = {v: jnp.zeros_like(values[v]) for v in names}
-        # columns do not mix, so the gradient of a sum over points holds every point's own gradient
-        each = jax.vmap(jax.grad(lambda shifts, k: predictions(shifts)[:, k].sum()), (None, 0))(zeros, jnp.arange(net.outputs))
         if net.outputs == 1:
             signal = {v: each[v][0] for v in names}
         else:
@@ -205,29 +204,10 @@ def look(net: Net, sites: int, weights: Weights, base: Base, numbers: Numbers, d
         z = numbers.backward * jnp.stack([signal[layer.post][:sites] for layer in layers])
         h = jnp.stack([values[layer.pre][:sites] for layer in layers])
         phi = jnp.stack([values[layer.post] for layer in layers])
-        return Look(phi, g, _tangent(products, each, values, numbers), h, z)
+        uses = tangent.outer_products(net, values, each, directions, numbers, data.X.shape[1])
+        return Look(phi, g, tangent.kernel(net, uses, uses, numbers), h, z)
 
     return jax.vmap(one)(weights, base)
-
-
-def _tangent(products: list[Product], adjoints: dict[str, Array], values: dict[str, Array], numbers: Numbers) -> Array:
-    """The tangent kernel (P, K, P, K) from adjoints (K, n, P) of the products' outputs."""
-
-    def sides(s: Product) -> tuple[Array, Array]:
-        adjoint, argument = adjoints[s.out], values[s.arg][None]
-        return (argument, adjoint) if s.transpose else (adjoint, argument)
-
-    def overlap(a: Array, b: Array) -> Array:
-        return jnp.einsum("kim,lin->mknl", a, b)
-
-    total: Any = 0.0
-    for s in products:
-        for r in products:
-            if s.matrix == r.matrix:
-                (left, right), (left_r, right_r) = sides(s), sides(r)
-                scale = numbers.tangent[s.matrix] * numbers.multiplier[s.matrix] ** 2
-                total = total + scale * overlap(left, left_r) * overlap(right, right_r)
-    return total
 
 
 @partial(jax.jit, static_argnums=0)

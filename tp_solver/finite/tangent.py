@@ -199,3 +199,14 @@ def _common(gram: Array) -> Array:
     """One axis from two of directions, of which one is single: (q, P, J, r, ...) as (q r, P, J, ...)."""
     both = jnp.moveaxis(gram, 3, 1)
     return both.reshape(-1, *both.shape[2:])
+
+
+def entries_made(net: Net, matrix: str, a: Sides, b: Sides) -> int:
+    """Entries of the arrays between the gradients and their inner product; shapes are enough for ``a`` and ``b``."""
+    match route(net, matrix, a, b):
+        case Route.STACKED:
+            return sum(directions(s) * s.right.shape[2] * s.left.shape[1] * s.right.shape[1] for s in (a, b))
+        case Route.OWN:
+            return 2 * gram_size(a, b) // a.right.shape[3]
+        case Route.GRAMS:
+            return 2 * gram_size(a, b)
