@@ -207,9 +207,18 @@ def _term(product: sp.Expr) -> Term:
     return Term(coefficient, power, decay, base, slope)
 
 
-@cache
 def closed_form(f: sp.Expr, g: sp.Expr) -> sp.Expr:
-    """E[f(a) g(b)] in ``Q``, ``QP``, ``C``.
+    """E[f(a) g(b)] in ``Q``, ``QP``, ``C``, numbers in floating point.
+
+    Raises:
+        NoClosedForm: if a pair of terms is not in the table.
+    """
+    return _floated(exact_form(f, g))
+
+
+@cache
+def exact_form(f: sp.Expr, g: sp.Expr) -> sp.Expr:
+    """E[f(a) g(b)] in ``Q``, ``QP``, ``C``, with numbers as exact as they are in f and g.
 
     Raises:
         NoClosedForm: if a pair of terms is not in the table.
@@ -220,7 +229,7 @@ def closed_form(f: sp.Expr, g: sp.Expr) -> sp.Expr:
     outer = {n: e for e, n in names.items()}
     total = sp.expand(total.xreplace(names))
     shared = [n for e, n in names.items() if e.free_symbols >= {Q, QP, C}]
-    return _floated(sp.collect(total, shared).xreplace(outer))
+    return sp.collect(total, shared).xreplace(outer)
 
 
 def _pair(t: Term, u: Term, gauss: Gaussian) -> sp.Expr:
