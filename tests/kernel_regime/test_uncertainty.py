@@ -217,15 +217,14 @@ def linearised(width, key):
 
 
 def test_the_linearised_nets_are_linearised():
-    """The products written out above against the Jacobian."""
-    with jax.enable_x64(True):
-        key = jax.random.key(0)
-        _, _, ntk, last = jax.jit(linearised, static_argnums=0)(8, key)
-        params = draw_params(jax.random.split(key)[0], 8)
-        jacobian = jax.jit(jax.jacobian(lambda p: net_function(p, jnp.asarray(ALL))[0]))(params)
-        parts = [np.asarray(j).reshape(len(ALL), -1) for j in jacobian]
-        assert np.asarray(ntk) == pytest.approx(sum(j @ j.T for j in parts), rel=1e-12)
-        assert np.asarray(last) == pytest.approx(parts[-1] @ parts[-1].T, rel=1e-12)
+    """The products written out above against the Jacobian, in single precision like the nets."""
+    key = jax.random.key(0)
+    _, _, ntk, last = jax.jit(linearised, static_argnums=0)(8, key)
+    params = draw_params(jax.random.split(key)[0], 8)
+    jacobian = jax.jit(jax.jacobian(lambda p: net_function(p, jnp.asarray(ALL))[0]))(params)
+    parts = [np.asarray(j).reshape(len(ALL), -1) for j in jacobian]
+    assert np.asarray(ntk) == pytest.approx(sum(j @ j.T for j in parts), abs=1e-5 * float(ntk.max()))
+    assert np.asarray(last) == pytest.approx(parts[-1] @ parts[-1].T, abs=1e-5 * float(last.max()))
 
 
 @cache
