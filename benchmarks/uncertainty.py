@@ -21,7 +21,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_th
 import tp_solver as tp
 from tp_solver.kernel_regime.compute import KernelSet, kernels
 from tp_solver.kernel_regime.predictive import Predictive
-from tp_solver.kernel_regime.regressor import NNGP, NTK, KernelRegressor
+from tp_solver.kernel_regime.regressor import KernelRegressor, NNGPKernel, TangentKernel
 from tp_solver.kernel_regime.uncertainty import (
     anchored_ensemble,
     compare_uncertainties,
@@ -53,7 +53,11 @@ def card_a1(quick: bool) -> None:
     task = digits(points, test)
     print(f"\nCard A1: digits, {points} training and {test} test points, targets -0.1 and 0.9, no noise\n")
     print("| quantity | claimed | measured |\n|---|---|---|")
-    for name, kernel in (("relu, NNGP", NNGP(*RELU)), ("erf, NNGP", NNGP(*ERF)), ("relu, NTK (cannot be told apart)", NTK(*RELU))):
+    for name, kernel in (
+        ("relu, NNGP", NNGPKernel(*RELU)),
+        ("erf, NNGP", NNGPKernel(*ERF)),
+        ("relu, NTK (cannot be told apart)", TangentKernel(*RELU)),
+    ):
         start = time.perf_counter()
         mean, std = KernelRegressor(kernel).fit(task.X, task.y).predict(task.X_test, return_std=True)
         seconds = time.perf_counter() - start
@@ -67,10 +71,10 @@ def card_a1(quick: bool) -> None:
 
 
 def width_trend(quick: bool) -> None:
-    (points, test), widths, steps = ((60, 200), (8, 32, 128), 150) if quick else ((300, 600), (8, 16, 32, 64, 128, 256, 512), 300)
+    (points, test), widths, steps = ((60, 200), (8, 32, 128), 100) if quick else ((300, 600), (8, 16, 32, 64, 128, 256, 512), 300)
     task = digits(points, test)
     k = kernels(*RELU, np.concatenate([task.X, task.X_test]))
-    rate = 0.5 * points / np.linalg.eigvalsh(np.asarray(k.ntk)[:points, :points])[-1]
+    rate = 0.9 * points / np.linalg.eigvalsh(np.asarray(k.ntk)[:points, :points])[-1]
     training = tp.GradientDescent(lr=rate, steps=steps)
     print(f"\nTrained relu nets (five each, initial function subtracted), {points} training and {test} test points, {steps} steps\n")
     print("| width | test mean squared error | standard error |\n|---|---|---|")

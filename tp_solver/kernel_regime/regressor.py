@@ -35,7 +35,7 @@ class UnfittedError(InputError, NotFittedError):
 
 
 @dataclass(frozen=True)
-class NNGP:
+class NNGPKernel:
     """Kernel of the Bayesian infinitely wide network: the covariance of its initial function.
 
     Args:
@@ -55,8 +55,8 @@ class NNGP:
 
 
 @dataclass(frozen=True)
-class NTK:
-    """Tangent kernel of the infinitely wide network, learning rates of its layers included. Arguments as :class:`NNGP`."""
+class TangentKernel:
+    """Tangent kernel of the infinitely wide network, learning rates of its layers included. Arguments as :class:`NNGPKernel`."""
 
     net: Program
     parameterization: Parameterization
@@ -80,7 +80,7 @@ class KernelRegressor(RegressorMixin, BaseEstimator):
     The prior has mean zero: centre the labels. Several outputs are independent and share the kernel.
 
     Args:
-        kernel: ``NNGP(net, parameterization)``, ``NTK(net, parameterization)``, or any function (X (n1, D), X2 (n2, D) or
+        kernel: ``NNGPKernel(net, parameterization)``, ``TangentKernel(net, parameterization)``, or any function (X (n1, D), X2 (n2, D) or
             None) -> (n1, n2) that is a covariance.
         noise: variance >= 0 of the labels given the function; 0 interpolates.
 
@@ -101,7 +101,7 @@ class KernelRegressor(RegressorMixin, BaseEstimator):
     def fit(self, X: Any, y: Any) -> KernelRegressor:
         """Condition on inputs (P, D) and labels (P,) or (P, K)."""
         if not callable(self.kernel):
-            hint = "NNGP(net, parameterization), NTK(net, parameterization), or a function of X and X2"
+            hint = "NNGPKernel(net, parameterization), TangentKernel(net, parameterization), or a function of X and X2"
             raise InputError("kernel", self.kernel, "a callable (X, X2) -> (n1, n2)", hint)
         noise = checks.number("noise", self.noise, minimum=0.0, hint="noise is a variance, >= 0")
         try:
