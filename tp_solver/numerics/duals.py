@@ -17,7 +17,7 @@ from tp_solver.elementwise import lower
 from tp_solver.errors import InputError, ProgramError
 from tp_solver.numerics.closed_forms import QP, C, NoClosedForm, Q, closed_form
 from tp_solver.numerics.mehler import NotConverged, horner, mehler
-from tp_solver.numerics.pair import Dual, entrywise
+from tp_solver.numerics.pair import Dual, entrywise, nothing
 from tp_solver.numerics.pointwise import concrete, continuous, kinks
 from tp_solver.numerics.split_quadrature import moments, split_quadrature
 from tp_solver.symbols.activation import X
@@ -132,7 +132,8 @@ def _evaluated(rule: Dual, q: np.ndarray, qp: np.ndarray, c: np.ndarray) -> np.n
     i, j = (np.broadcast_to(k.reshape(v.shape), shape).reshape(-1) for k, v in ((i, q), (j, qp)))
     flat = np.broadcast_to(c, shape).reshape(-1)
     left, right = _padded(left), _padded(right)
-    parts = [concrete(_jitted(side), v) for side, v in ((rule.left, left), (rule.right, right))]
+    sides = ((rule.left, left), (rule.right, right))
+    parts = [np.zeros((0, len(v))) if side is nothing else concrete(_jitted(side), v) for side, v in sides]
     out = [np.zeros(0)]
     for s in range(0, len(flat), _ENTRIES):
         a, b, v = (_padded(k[s : s + _ENTRIES]) for k in (i, j, flat))

@@ -20,19 +20,21 @@ import sympy as sp
 from tp_solver.elementwise import lower
 from tp_solver.errors import ProgramError
 from tp_solver.numerics.pair import Dual
-from tp_solver.numerics.pointwise import values
+from tp_solver.numerics.pointwise import Parity, parity_of, values
 from tp_solver.symbols.activation import X
 from tp_solver.symbols.functions import inverse_root, root
 
-TOLERANCE = 1e-13
-"""Largest relative tail E f^2 - sum f_k^2; also what rounding of a few hundred coefficients leaves."""
+TOLERANCE = {64: 1e-13, 32: 1e-8}
+"""Largest relative tail E f^2 - sum f_k^2 by precision; also what rounding of a few hundred coefficients leaves."""
 MAX_TERMS = 8192
-REACH = 13.0
+REACH = 13
 """Trapezoidal nodes end here: beyond it the integrands are below exp(-13^2 / 4) = 4e-19."""
-_STEPS = tuple(1 / n for n in (4, 6, 8, 12, 16, 24, 32, 48, 64))
+_DENSITIES = (4, 8, 16, 32, 64)
+"""Nodes per unit of z that are tried."""
 _OCTAVES = 2.0 ** -np.arange(0, 24, 2)
-"""Fractions of the largest variance at which the number of terms is checked."""
-_UNROLLED = 8
+"""Fractions of the largest variance at which the number of terms and nodes is settled."""
+_BLOCK = 32
+_UNROLLED = 32
 
 _root, _inverse_root = (lower(s(X), (X,)) for s in (root, inverse_root))
 
@@ -43,16 +45,26 @@ class NotConverged(Exception):
 
 @dataclass(frozen=True)
 class Series:
-    """Nodes z (G,) and weighted polynomials (K, G): ``f_k(q) = sum_z basis[k, z] f(sqrt(q) z)``."""
+    """Nodes z >= 0 (G,) and weighted polynomials (terms, G) of even and of odd order; those that are not needed are absent."""
 
     nodes: np.ndarray
-    basis: np.ndarray
+    even: np.ndarray
+    odd: np.ndarray
 
     def coefficients(self, f: sp.Expr, q: jax.Array) -> jax.Array:
-        """f_k(q), shape (K, *q.shape)."""
-        nodes = jnp.asarray(self.nodes, q.dtype).reshape(-1, *(1,) * q.ndim)
-        sites = jnp.broadcast_to(lower(f, (X,))(_root(q) * nodes), (len(self.nodes), *q.shape)).astype(q.dtype)
-        return jnp.tensordot(jnp.asarray(self.basis, q.dtype), sites, axes=1, precision=jax.lax.Precision.HIGHEST)
+        """f_k(q) = E[f(sqrt(q) z) He_k(z)] / sqrt(k!), first of even, then of odd order: (terms, *q.shape)."""
+        x = _root(q) * jnp.asarray(self.nodes, q.dtype).reshape(-1, *(1,) * q.ndim)
+        value, parity = lower(f, (X,)), parity_of(f)
+        right = jnp.broadcast_to(value(x), x.shape).astype(q.dtype)
+        left = {Parity.EVEN: right, Parity.ODD: -right}.get(parity)
+        if left is None:
+            left = jnp.broadcast_to(value(-x), x.shape).astype(q.dtype)
+        parts = [(self.even, right + left), (self.odd, right - left)]
+        return jnp.concatenate([_contracted(basis, sites) for basis, sites in parts])
+
+
+def _contracted(basis: np.ndarray, sites: jax.Array) -> jax.Array:
+    return jnp.tensordot(jnp.asarray(basis, sites.dtype), sites, axes=1, precision=jax.lax.Precision.HIGHEST)
 
 
 def mehler(f: sp.Expr, g: sp.Expr, largest: float) -> Dual:
@@ -62,19 +74,32 @@ def mehler(f: sp.Expr, g: sp.Expr, largest: float) -> Dual:
         NotConverged: if MAX_TERMS coefficients leave a relative tail above the tolerance.
         ProgramError: if f or g is not finite on the grid.
     """
-    terms = max(_terms(f, largest), _terms(g, largest))
-    return _summed(f, g, terms, min(_step(f, largest, terms), _step(g, largest, terms)))
+    sizes = []
+    for tolerance in TOLERANCE.values():
+        terms = max(_terms(f, largest, tolerance), _terms(g, largest, tolerance))
+        sizes.append((terms, max(_density(h, largest, tolerance, terms) for h in (f, g))))
+    return _summed(f, g, *sizes)
 
 
 @cache
-def _summed(f: sp.Expr, g: sp.Expr, terms: int, step: float) -> Dual:
-    """sum_k f_k(q) g_k(qp) rho^k by Horner's rule."""
-    series = _series(terms, step)
+def _summed(f: sp.Expr, g: sp.Expr, *sizes: tuple[int, int]) -> Dual:
+    """sum_k f_k(q) g_k(qp) rho^k by Horner's rule; ``sizes`` are terms and nodes per unit in double and in single precision."""
+    orders = parity_of(f).orders & parity_of(g).orders
+    series = dict(zip(TOLERANCE, (_series(orders, *size) for size in sizes), strict=True))
+
+    def side(h: sp.Expr, q: jax.Array) -> jax.Array:
+        return _for(series, q).coefficients(h, q)
 
     def pairs(left: jax.Array, right: jax.Array, q: jax.Array, qp: jax.Array, c: jax.Array) -> jax.Array:
-        return horner(left, right, jnp.clip(c * _inverse_root(q) * _inverse_root(qp), -1.0, 1.0))
+        rho = jnp.clip(c * _inverse_root(q) * _inverse_root(qp), -1.0, 1.0)
+        even = len(_for(series, c).even)
+        return horner(left[:even], right[:even], rho * rho) + rho * horner(left[even:], right[even:], rho * rho)
 
-    return Dual(partial(series.coefficients, f), partial(series.coefficients, g), pairs)
+    return Dual(partial(side, f), partial(side, g), pairs)
+
+
+def _for(series: dict[int, Series], q: jax.Array) -> Series:
+    return series[64 if q.dtype == jnp.float64 else 32]
 
 
 def horner(left: jax.Array, right: jax.Array, x: jax.Array) -> jax.Array:
@@ -84,73 +109,80 @@ def horner(left: jax.Array, right: jax.Array, x: jax.Array) -> jax.Array:
         return total * x + pair[0] * pair[1], None
 
     start = jnp.zeros(jnp.broadcast_shapes(left.shape[1:], right.shape[1:], x.shape), x.dtype)
-    return jax.lax.scan(add, start, (left[::-1], right[::-1]), unroll=_UNROLLED)[0]
+    return jax.lax.scan(add, start, (left[::-1], right[::-1]), unroll=_UNROLLED)[0] if len(left) else start
 
 
 @cache
-def _terms(f: sp.Expr, largest: float) -> int:
-    """How many coefficients leave a negligible tail for every variance up to the largest."""
-    q = largest * _OCTAVES
-    weighted, step = _sites(f, q, _STEPS[-1]), _STEPS[-1]
-    power = np.sum(weighted**2, axis=0)
-    coarse = 2 * np.sum(weighted[_half(len(weighted))] ** 2, axis=0)
-    if np.any(np.abs(power - coarse) > np.sqrt(TOLERANCE) * power):  # halving the step squares the error
-        raise NotConverged
-    tail, block = power.copy(), 32
-    polynomials = _polynomials(step)
-    for start in range(0, MAX_TERMS, block):
-        rows = np.stack([next(polynomials) for _ in range(block)])
-        tail = tail - np.sum((rows @ weighted) ** 2, axis=0)
-        if np.all(tail <= TOLERANCE * power):
-            return start + block
-    raise NotConverged
+def _sites(f: sp.Expr, largest: float) -> np.ndarray:
+    """f(sqrt(q) z) on the finest grid for the variances that are tried, (G, U).
 
-
-@cache
-def _step(f: sp.Expr, largest: float, terms: int) -> float:
-    """The widest grid on which the coefficients are those of the finest one, to rounding."""
-    q = largest * _OCTAVES
-    finest = _series(terms, _STEPS[-1]).basis @ values(f, np.sqrt(q) * _grid(_STEPS[-1])[:, None])
-    scale = np.max(np.abs(finest), axis=0)
-    for step in _STEPS[:-1]:
-        got = _series(terms, step).basis @ values(f, np.sqrt(q) * _grid(step)[:, None])
-        if np.all(np.abs(got - finest) <= 4e-15 * scale):
-            return step
-    return _STEPS[-1]
-
-
-@cache
-def _series(terms: int, step: float) -> Series:
-    grid, polynomials = _grid(step), _polynomials(step)
-    weight = np.sqrt(step) * np.exp(-(grid**2) / 4) / (2 * np.pi) ** 0.25
-    return Series(grid, np.stack([next(polynomials) * weight for _ in range(terms)]))
-
-
-def _grid(step: float) -> np.ndarray:
-    half = round(REACH / step)
-    return np.arange(-half, half + 1) * step
-
-
-def _half(count: int) -> np.ndarray:
-    """Every other node, the middle one among them."""
-    return np.arange((count // 2) % 2, count, 2)
-
-
-def _sites(f: sp.Expr, q: np.ndarray, step: float) -> np.ndarray:
-    """f(sqrt(q) z) times the square root of the weights, (G, U)."""
-    grid = _grid(step)
-    sites = values(f, np.sqrt(q)[None, :] * grid[:, None])
+    Raises:
+        ProgramError: if f is not finite there.
+    """
+    sites = values(f, np.sqrt(largest * _OCTAVES) * _grid(_DENSITIES[-1])[:, None])
     if not np.all(np.isfinite(sites)):
         raise ProgramError(
             "Gaussian expectation", f, "a function that is finite on thirteen standard deviations", "its Gaussian mean may not exist"
         )
-    return np.sqrt(step) * np.exp(-(grid**2) / 4)[:, None] / (2 * np.pi) ** 0.25 * sites
+    return sites
 
 
-def _polynomials(step: float) -> Iterator[np.ndarray]:
+@cache
+def _terms(f: sp.Expr, largest: float, tolerance: float) -> int:
+    """How many coefficients leave a negligible tail for every variance up to the largest."""
+    sites, density = _sites(f, largest), _DENSITIES[-1]
+    power, coarse = (np.sum((_weight(d)[:, None] * sites[:: density // d]) ** 2, axis=0) for d in (density, density // 2))
+    if np.any(np.abs(power - coarse) > np.sqrt(TOLERANCE[64]) * power):  # halving the step squares the error
+        raise NotConverged
+    weighted, tail = _weight(density)[:, None] * sites, power.copy()
+    polynomials = _polynomials(density)
+    for start in range(0, MAX_TERMS, _BLOCK):
+        rows = np.stack([next(polynomials) for _ in range(_BLOCK)])
+        tail = tail - np.sum((rows @ weighted) ** 2, axis=0)
+        if np.all(tail <= tolerance * power):
+            return start + _BLOCK
+    raise NotConverged
+
+
+@cache
+def _density(f: sp.Expr, largest: float, tolerance: float, terms: int) -> int:
+    """The fewest nodes per unit that give the coefficients of the finest grid, to rounding."""
+    sites, finest = _sites(f, largest), _DENSITIES[-1]
+    exact = _basis(terms, finest) @ sites
+    for density in _DENSITIES[:-1]:
+        error = np.abs(_basis(terms, density) @ sites[:: finest // density] - exact)
+        if np.all(error <= 0.04 * tolerance * np.max(np.abs(exact), axis=0)):
+            return density
+    return finest
+
+
+@cache
+def _basis(terms: int, density: int) -> np.ndarray:
+    """He_k / sqrt(k!) times the weights of the grid, (terms, G)."""
+    polynomials = _polynomials(density)
+    return np.stack([next(polynomials) * _weight(density) for _ in range(terms)])
+
+
+@cache
+def _series(orders: frozenset[int], terms: int, density: int) -> Series:
+    middle = REACH * density
+    half = _basis(terms, density)[:, middle:].copy()
+    half[:, 0] /= 2
+    return Series(_grid(density)[middle:], *(half[k::2] if k in orders else half[:0] for k in (0, 1)))
+
+
+def _grid(density: int) -> np.ndarray:
+    return np.arange(-REACH * density, REACH * density + 1) / density
+
+
+def _weight(density: int) -> np.ndarray:
+    """Square root of the weights of the trapezoidal rule."""
+    return np.exp(-(_grid(density) ** 2) / 4) / (2 * np.pi) ** 0.25 / np.sqrt(density)
+
+
+def _polynomials(density: int) -> Iterator[np.ndarray]:
     """He_k / sqrt(k!) times the square root of the weights, k = 0, 1, ..."""
-    grid = _grid(step)
-    current = np.sqrt(step) * np.exp(-(grid**2) / 4) / (2 * np.pi) ** 0.25
+    grid, current = _grid(density), _weight(density)
     previous, k = np.zeros_like(current), 0
     while True:
         yield current

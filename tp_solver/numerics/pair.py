@@ -26,11 +26,13 @@ class Dual:
         return self.pairs(self.left(q), self.right(qp), q, qp, c)
 
 
+def nothing(q: jax.Array) -> jax.Array:
+    """No part of one variance, (0, *q.shape)."""
+    return jnp.zeros((0, *q.shape), q.dtype)
+
+
 def entrywise(function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -> Dual:
     """A dual without parts of one variance."""
-
-    def nothing(q: jax.Array) -> jax.Array:
-        return jnp.zeros((0, *q.shape), q.dtype)
 
     def pairs(left: jax.Array, right: jax.Array, q: jax.Array, qp: jax.Array, c: jax.Array) -> jax.Array:
         return jnp.broadcast_to(function(q, qp, c), jnp.broadcast_shapes(q.shape, qp.shape, c.shape)).astype(c.dtype)

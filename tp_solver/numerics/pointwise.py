@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from functools import cache
 
 import jax
@@ -20,7 +21,7 @@ _KINKED = (sp.Max, sp.Min, sp.Abs, sp.sign, sp.Heaviside, sp.Piecewise)
 def concrete(function: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
     """A jax function of float64 arrays, evaluated now even while something else is being traced."""
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
-        return np.asarray(jax.jit(function)(*(jnp.asarray(a, dtype=jnp.float64) for a in arrays)), dtype=np.float64)
+        return np.asarray(function(*(jnp.asarray(a, dtype=jnp.float64) for a in arrays)), dtype=np.float64)
 
 
 def values(f: sp.Expr, x: np.ndarray) -> np.ndarray:
@@ -51,6 +52,45 @@ def continuous(f: sp.Expr) -> bool:
     width = 1e-9 * (1 + np.abs(places))
     left, right = values(f, places - width), values(f, places + width)
     return bool(np.all(np.abs(right - left) <= 1e-6 * (1 + np.abs(left) + np.abs(right))))
+
+
+class Parity(Enum):
+    """What f(-x) is."""
+
+    EVEN = "f(x)"
+    ODD = "-f(x)"
+    NEITHER = "neither"
+
+    @property
+    def orders(self) -> frozenset[int]:
+        """Orders modulo 2 of the Hermite polynomials that f overlaps with."""
+        return {Parity.EVEN: frozenset({0}), Parity.ODD: frozenset({1})}.get(self, frozenset({0, 1}))
+
+
+@cache
+def parity_of(f: sp.Expr) -> Parity:
+    """The parity of an expression."""
+    x = np.concatenate([np.geomspace(1e-3, 30, 40), [0.0]])
+    right, left = values(f, x), values(f, -x)
+    slack = 1e-14 * (np.abs(right) + np.abs(left))
+    if np.all(np.abs(right - left) <= slack):
+        return Parity.EVEN
+    return Parity.ODD if np.all(np.abs(right + left) <= slack) else Parity.NEITHER
+
+
+def branch(f: sp.Expr, point: float) -> sp.Expr:
+    """The smooth expression that f is around a point that is no kink."""
+
+    def chosen(e: sp.Expr) -> sp.Expr:
+        if isinstance(e, (sp.Max, sp.Min)):
+            pick = max if isinstance(e, sp.Max) else min
+            return pick(e.args, key=lambda a: float(a.subs(X, point)))
+        if isinstance(e, sp.Piecewise):
+            return next((value for value, condition in e.args if condition.subs(X, point) == sp.true), sp.nan)
+        sign = 1 if e.args[0].subs(X, point) > 0 else -1
+        return {sp.Abs: sign * e.args[0], sp.sign: sp.Integer(sign), sp.Heaviside: sp.Integer(max(sign, 0))}[type(e)]
+
+    return f.replace(lambda e: isinstance(e, _KINKED), chosen)
 
 
 def _switches(atom: sp.Expr) -> list[sp.Expr]:

@@ -19,6 +19,7 @@ from tp_solver.elementwise import lower
 from tp_solver.errors import ProgramError
 from tp_solver.numerics.pair import Dual, entrywise
 from tp_solver.numerics.pointwise import concrete, kinks, values
+from tp_solver.numerics.shifted_means import pieces, shifted_mean
 from tp_solver.symbols.activation import X
 from tp_solver.symbols.functions import inverse_root, root
 
@@ -27,7 +28,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 _HALF_LINE = np.array([0.0, 1.5, 3.5, 6.0, 9.0, 13.0])
 _TRANSITION = np.array([-7.0, -4.0, -1.5, 1.5, 4.0, 7.0])
 _LEVELS = 5
-_CHUNK = 1 << 20
+_CHUNK = 1 << 19
 """Nodes that are held at once."""
 _SCALES = (1.0, 0.3, 0.02)
 _CORRELATIONS = (0.0, 0.5, -0.7, 0.97, 0.9999, 1.0, -1.0)
@@ -44,7 +45,7 @@ def moments(g: sp.Expr, count: int, largest: float) -> Callable[[jax.Array], jax
     """
     q = largest * np.array([1.0, 0.3, 0.05, 0.003])
     scale = _size(g, q) * np.sqrt([[float(factorial(k))] for k in range(count)])
-    level = _settled(lambda level: concrete(partial(_moments, g, count, level), q), scale, f"the mean of {g}")
+    level = _settled(lambda level: concrete(jax.jit(partial(_moments, g, count, level)), q), scale, f"the mean of {g}")
     return partial(_moments, g, count, level)
 
 
@@ -64,12 +65,12 @@ def _level(f: sp.Expr, g: sp.Expr, largest: float) -> int:
     q, qp = (largest * np.array(v)[:, None] for v in zip(*sizes, strict=True))
     c = np.array(_CORRELATIONS) * np.sqrt(q * qp)
     scale = _size(f, q) * _size(g, qp)
-    return _settled(lambda level: concrete(partial(_plane, f, g, level), q, qp, c), scale, f"the mean of {f} times {g}")
+    return _settled(lambda level: concrete(jax.jit(partial(_plane, f, g, level)), q, qp, c), scale, f"the mean of {f} times {g}")
 
 
 def _size(f: sp.Expr, q: np.ndarray) -> np.ndarray:
     """sqrt(E f^2): what errors are compared with."""
-    square = concrete(partial(_moments, f**2, 1, 1), q)[0]
+    square = concrete(jax.jit(partial(_moments, f**2, 1, 1)), q)[0]
     ends = values(f, np.sqrt(q) * np.array([-_HALF_LINE[-1], _HALF_LINE[-1]]).reshape(2, *(1,) * q.ndim)) ** 2
     if not np.all(ends * np.exp(-(_HALF_LINE[-1] ** 2) / 2) <= 1e-16 * square):
         raise ProgramError("Gaussian expectation", f, "a function with a mean square", "it grows too fast for the largest variance")
@@ -95,13 +96,17 @@ def _plane(f: sp.Expr, g: sp.Expr, level: int, q: jax.Array, qp: jax.Array, c: j
     rho = jnp.clip(c * _inverse_root(q) * _inverse_root(qp), -1.0, 1.0)
     shape = jnp.broadcast_shapes(jnp.shape(q), jnp.shape(qp), jnp.shape(c))
     entries = tuple(jnp.broadcast_to(v, shape).reshape(-1) for v in (q, qp, rho))
-    base, per_kink = 2 * len(_HALF_LINE) - 1, len(_TRANSITION)
-    nodes = (base + len(kinks(f)) + per_kink * len(kinks(g))) * (base + len(kinks(g))) * len(_NODES) ** 2 * 4**level
-    count, batch = len(entries[0]), max(1, _CHUNK // nodes)
-    rows = -(-count // batch)
+    if pieces(g) is None and pieces(f) is not None:
+        f, g, entries = g, f, (entries[1], entries[0], entries[2])
+    nodes = (2 * len(_HALF_LINE) - 1 + len(kinks(f)) + len(_TRANSITION) * len(kinks(g))) * len(_NODES) * 2**level
+    if pieces(g) is None:
+        nodes *= (2 * len(_HALF_LINE) - 1 + len(kinks(g))) * len(_NODES) * 2**level
+    count = len(entries[0])
+    batch = min(count, max(1, _CHUNK // nodes))
+    rows = -(-count // batch) if count else 0
     blocks = tuple(jnp.pad(e, (0, rows * batch - count), mode="edge").reshape(rows, batch) for e in entries)
-    one = jax.checkpoint(jax.vmap(partial(_entry, f, g, level)))
-    return jax.lax.map(lambda e: one(*e), blocks).reshape(-1)[:count].reshape(shape)
+    block = jax.checkpoint(jax.vmap(partial(_entry, f, g, level)))
+    return jax.lax.map(lambda e: block(*e), blocks).reshape(-1)[:count].reshape(shape)
 
 
 def _entry(f: sp.Expr, g: sp.Expr, level: int, q: jax.Array, qp: jax.Array, rho: jax.Array) -> jax.Array:
@@ -111,9 +116,13 @@ def _entry(f: sp.Expr, g: sp.Expr, level: int, q: jax.Array, qp: jax.Array, rho:
     own = [k * _inverse_root(q) for k in kinks(f)]
     crossed = [(m * _inverse_root(qp) + noise * t) * slope for m in kinks(g) for t in _TRANSITION]
     z, weight = _panels(_breaks([*own, *crossed], rho), level)
-    scale = _inverse_root((1 - rho) * (1 + rho))
-    w, inner_weight = _panels(_breaks([(m * _inverse_root(qp) - rho * z) * scale for m in kinks(g)], z), level)
-    given = jnp.sum(inner_weight * _normal(w) * _values(g, qp, rho * z[:, None] + noise * w), axis=1)
+    parts = pieces(g)
+    if parts is not None:
+        given = shifted_mean(parts)(_root(qp) * rho * z, _root(qp) * noise)
+    else:
+        scale = _inverse_root((1 - rho) * (1 + rho))
+        w, inner = _panels(_breaks([(m * _inverse_root(qp) - rho * z) * scale for m in kinks(g)], z), level)
+        given = jnp.sum(inner * _normal(w) * _values(g, qp, rho * z[:, None] + noise * w), axis=1)
     return jnp.sum(weight * _normal(z) * _values(f, q, z) * given)
 
 
