@@ -14,6 +14,7 @@ q = sp.Symbol("q")
 
 NET = tp.mlp(depth=2, activation=tp.tanh)
 TRAIN = tp.GradientDescent(lr=0.1, steps=4)
+HEAVY = tp.limit(tp.mlp(2, tp.linear), tp.muP, tp.GradientDescent(lr=0.1, steps=4, momentum=0.9))
 TASK = tp.Task(np.linspace(-1.0, 1.0, 12).reshape(4, 3), [1.0, -1.0, 1.0, -1.0])
 W0, W1, w = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.readout("w")
 SYMBOLIC = tp.Parameterization("mine", a=(0, q, HALF), b=0, c=0)
@@ -144,6 +145,9 @@ SOLVE = {
         "y",
         "0 at (0,)",
     ),
+    "march with momentum": (lambda: tp.solve(HEAVY, TASK), "momentum", "0.9"),
+    "fixed point with momentum": (lambda: tp.solve(HEAVY, TASK, method="fixed_point"), "momentum", "0.9"),
+    "linear method with momentum": (lambda: tp.solve(HEAVY, TASK, method="linear"), "momentum", "0.9"),
     "solving with symbols": (lambda: tp.solve(tp.limit(SYMBOLIC_NET, tp.muP, TRAIN), TASK), "theory", "the symbols q"),
 }
 

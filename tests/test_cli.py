@@ -111,6 +111,7 @@ def test_progress_goes_to_stderr(small, tmp_path, capsys):
 def test_overrides(small):
     c = config.read(small, ["training.steps=7", "network.activation=relu", "training.lr=[0.1, 0.2]", "solve.gamma0 = 1.5"])
     assert c.training() == tp.GradientDescent((0.1, 0.2), 7)
+    assert config.read(small, ["training.momentum=0.5"]).training().momentum == 0.5
     assert c.net() == tp.mlp(1, tp.relu)
     assert c.options("solve") == {"gamma0": 1.5}
     assert config.read(EXAMPLE, ["task.digits.points=10"]).task().P == 10
@@ -143,6 +144,8 @@ def test_gradient_flow(small):
     text = SMALL.replace("lr = 0.5", 'rule = "gradient_flow"\ntime = 2.5\nloss = "logistic"')
     small.write_text(text)
     assert config.read(small).training() == tp.GradientFlow(2.5, 3, tp.Logistic())
+    with pytest.raises(InputError, match=r"training\.momentum"):
+        config.read(small, ["training.momentum=0.5"]).training()
 
 
 def test_written_inputs_are_the_inputs(tmp_path):
@@ -171,6 +174,8 @@ WRONG = {
     "depth true": ("network.depth=true", "network.depth", ""),
     "negative rate": ("training.lr=-0.1", "training.lr", ""),
     "rate nan": ("training.lr=nan", "training.lr", ""),
+    "momentum one": ("training.momentum=1.0", "training.momentum", ""),
+    "momentum as text": ("training.momentum=much", "training.momentum", ""),
     "rate infinite": ("training.lr=inf", "training.lr", ""),
     "rate of a date": ("training.lr=2020-01-01", "training.lr", ""),
     "too many rates": ("training.lr=[1, 2, 3, 4, 5]", "training.lr", ""),

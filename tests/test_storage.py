@@ -158,12 +158,18 @@ def test_parameterizations_come_back(parameterization):
         TRAIN,
         tp.GradientDescent((0.1, 0.0, 0.3), 7, tp.Logistic()),
         tp.GradientDescent({"W0": 0.1, "W1": 0.2, "W2": 1 / 3}, 7, tp.CrossEntropy()),
+        tp.GradientDescent(0.1, 7, momentum=0.9),
         tp.GradientFlow(2.5, 10),
     ],
     ids=str,
 )
 def test_training_rules_come_back(training):
     assert training_from_tree(json.loads(json.dumps(training_to_tree(training)))) == training
+
+
+def test_a_rule_written_before_there_was_momentum():
+    tree = {"rule": "gradient_descent", "pace": 0.1, "steps": 3, "loss": "logistic"}
+    assert training_from_tree(tree) == tp.GradientDescent(0.1, 3, tp.Logistic())
 
 
 @pytest.mark.parametrize("tree", [{}, {"rule": "descent"}, {"rule": "gradient_descent", "pace": -1, "steps": 3, "loss": "logistic"}, 3])

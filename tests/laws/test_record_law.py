@@ -39,6 +39,7 @@ def records() -> list[object]:
         Layer(1, "h1", "x1", "tanh"),
         GradientDescent(lr=0.1, steps=3),
         GradientDescent(lr=(0.1, 0.2, 0.3), steps=3, loss=Logistic()),
+        GradientDescent(lr=0.1, steps=3, momentum=0.9),
         GradientFlow(time=2.0, steps=4),
         SquaredError(),
         Logistic(),

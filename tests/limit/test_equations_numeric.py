@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from tp_solver.limit.derive import limit
+from tp_solver.limit.derive import BETA, limit
 from tp_solver.limit.master import step
 from tp_solver.limit.transposition import COTANGENT, transpose
 from tp_solver.program.architectures import mlp
@@ -31,7 +31,7 @@ _spec.loader.exec_module(programs)
 
 INPUTS = np.array([[1.2, -0.3], [0.5, 1.1]])
 LABELS = np.array([1.0, -0.7])
-LR, STEPS, STRENGTH = 0.8, 3, 1.5
+LR, STEPS, STRENGTH, MOMENTUM = 0.8, 3, 1.5, 0.9
 
 
 @cache
@@ -106,8 +106,10 @@ class Sampled:
         if e.is_Mul:
             return reduce(operator.mul, (self.number(a, env) for a in e.args))
         if e.is_Pow:
-            return self.number(e.base, env) ** float(e.exp)
-        return {GAMMA0: STRENGTH, D: INPUTS.shape[1], P: len(LABELS), self.theory["eta"].lhs: LR}[e]
+            return self.number(e.base, env) ** self.number(e.exp, env)
+        if e in env:
+            return float(env[e])
+        return {GAMMA0: STRENGTH, BETA: MOMENTUM, D: INPUTS.shape[1], P: len(LABELS), self.theory["eta"].lhs: LR}[e]
 
     def cov(self, a, b):
         for first, second in ((a, b), (b, a)):
@@ -153,7 +155,7 @@ class Sampled:
         )
 
 
-def trained(net, width, seed):
+def trained(net, width, seed, momentum=0.0):
     """A finite network on the statements of the step, with dense matrices; outputs after 0, 1, ... updates."""
     rng = np.random.default_rng(seed)
     backward = transpose(net)
@@ -165,6 +167,7 @@ def trained(net, width, seed):
     for sign in (1, -1):
         w = {m.name: weights[m.name] * (sign if m.role is Role.READOUT else 1) for m in net.matrices}
         run = []
+        last = {name: np.zeros_like(v) for name, v in w.items()}
         for _ in range(STEPS + 1):
             v = {X: INPUTS.T, ONE: np.ones((1, len(LABELS))), COTANGENT: np.ones((1, len(LABELS)))}
             for s in step(net, backward):
@@ -178,10 +181,12 @@ def trained(net, width, seed):
             f = v[net.output][0] / (STRENGTH * width)
             run.append(f)
             error = (LABELS - f) / len(LABELS)
+            last = {name: momentum * v for name, v in last.items()}
             for pair in backward.pairs:
                 left, right = (pair.input, pair.adjoint) if pair.transpose else (pair.adjoint, pair.input)
                 rate = {Role.INPUT: 1 / INPUTS.shape[1], Role.HIDDEN: 1 / width, Role.READOUT: 1.0}[net.matrix(pair.matrix).role]
-                w[pair.matrix] = w[pair.matrix] + LR * STRENGTH * rate * (v[left] * error) @ v[right].T
+                last[pair.matrix] = last[pair.matrix] + LR * STRENGTH * rate * (v[left] * error) @ v[right].T
+            w = {name: v + last[name] for name, v in w.items()}
         outputs.append(run)
     return np.mean(outputs, axis=0)
 
@@ -200,3 +205,12 @@ def test_equations_agree_with_finite_networks(name):
     assert deviation(solution) < 0.02
     # measured without responses: 0.04 to 0.19, four to forty times the deviation with them
     assert deviation(Sampled(theory, 20_000, 0, without=("A", "B")).outputs()) > 3 * deviation(solution)
+
+
+def test_momentum_in_the_equations():
+    """The push of step s has been made 1 + beta + ... times until t, in the fields and in the readout."""
+    net = mlp(2, tanh)
+    solution = Sampled(limit(net, muP, GradientDescent(lr=LR, steps=STEPS, momentum=MOMENTUM)), 20_000, 0).outputs()
+    networks = np.mean([trained(net, 400, seed, MOMENTUM) for seed in range(16)], axis=0)
+    plain = np.mean([trained(net, 400, seed) for seed in range(4)], axis=0)
+    assert np.sqrt(np.mean((solution - networks) ** 2)) < 0.02 < 0.1 < np.sqrt(np.mean((plain - networks) ** 2))

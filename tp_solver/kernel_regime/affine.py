@@ -88,7 +88,7 @@ def solver_at(kernel: np.ndarray, training: Training, time: float) -> np.ndarray
         InputError: for a time that the rule does not have, or infinity where the training diverges.
     """
     modes = eigenmodes(kernel, len(kernel))
-    return modes.solver(filter_at(training, modes.eigenvalues, time))
+    return modes.solver(filter_at(training, modes.eigenvalues, time).moved)
 
 
 def covariance_at(prior: np.ndarray, prior_train: np.ndarray, train_covariance: np.ndarray, influence: np.ndarray) -> np.ndarray:

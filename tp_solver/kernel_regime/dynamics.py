@@ -19,6 +19,7 @@ from tp_solver import checks
 from tp_solver.errors import BudgetError, InputError
 from tp_solver.kernel_regime.affine import affine_trajectory, covariance_at, is_affine, solver_at
 from tp_solver.kernel_regime.compute import KernelSet, kernels
+from tp_solver.kernel_regime.filters import whole_steps
 from tp_solver.kernel_regime.sampled import REPLICATES, sampled_trajectory
 from tp_solver.kernel_regime.spectrum import KernelModes, kernel_modes, semidefinite
 from tp_solver.kernel_regime.trajectory import KernelTrajectory, point_slopes
@@ -326,10 +327,8 @@ class KernelDynamics:
         )
         if isinstance(self.training, GradientFlow):
             rule: Training = GradientFlow(value or 1.0, 1, self.training.loss)
-        elif value != int(value):
-            raise InputError("time", time, "a whole number of steps", "gradient descent has states at whole steps only")
         else:
-            rule = replace(self.training, steps=max(int(value), 1))
+            rule = replace(self.training, steps=max(whole_steps(value), 1))
         return dynamics(self.lr * self.ntk, self.y, rule, self.nngp, self.draws, self.seed)
 
     def _shaped(self, f: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ singularity at lambda = 0.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from tp_solver import checks
@@ -29,20 +31,36 @@ def reported_filters(training: Training, eigenvalues: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
-def filter_at(training: Training, eigenvalues: np.ndarray, time: float) -> np.ndarray:
-    """g at one time, (P,): a number of steps for descent, a time for flow, or infinity.
+class Filter(NamedTuple):
+    """g and r at one time, each (P,)."""
+
+    moved: np.ndarray
+    left: np.ndarray
+
+
+def filter_at(training: Training, eigenvalues: np.ndarray, time: float) -> Filter:
+    """g and r at one time: a number of steps for descent, a time for flow, or infinity.
 
     Raises:
         InputError: for a time that the rule does not have, or infinity where the training diverges.
     """
-    if time == np.inf:
+    if isinstance(time, float) and time == np.inf:
         return _settled(training, eigenvalues)
     time = checks.number("time", time, minimum=0.0, hint="a number of steps, or a time of gradient flow; math.inf is the end of training")
     if isinstance(training, GradientFlow):
-        return _flow(time, eigenvalues)
+        return Filter(_flow(time, eigenvalues), np.exp(-eigenvalues * time))
+    return _descended(eigenvalues, training.momentum, whole_steps(time))
+
+
+def whole_steps(time: float) -> int:
+    """A number of steps.
+
+    Raises:
+        InputError: for a time between two of them.
+    """
     if time != int(time):
         raise InputError("time", time, "a whole number of steps", "gradient descent has states at whole steps only")
-    return _affine_powers(eigenvalues, training.momentum, int(time))
+    return int(time)
 
 
 def _flow(time: float, eigenvalues: np.ndarray) -> np.ndarray:
@@ -51,16 +69,20 @@ def _flow(time: float, eigenvalues: np.ndarray) -> np.ndarray:
     return np.where(small, time, -np.expm1(-safe * time) / safe)
 
 
-def _affine_powers(eigenvalues: np.ndarray, momentum: float, steps: int) -> np.ndarray:
-    """The companion matrix of (g(t), g(t - 1)), with the constant push as a third column, to the power ``steps``."""
+def _descended(eigenvalues: np.ndarray, momentum: float, steps: int) -> Filter:
+    """The companion matrix of two successive states, with the constant push as a third column, to the power ``steps``.
+
+    r starts from (1, 1) without push, g from (0, 0) with it.
+    """
     step = np.zeros((len(eigenvalues), 3, 3))
     step[:, 0, 0], step[:, 0, 1], step[:, 0, 2] = 1.0 + momentum - eigenvalues, -momentum, 1.0
     step[:, 1, 0] = step[:, 2, 2] = 1.0
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.linalg.matrix_power(step, steps)[:, 0, 2]
+        power = np.linalg.matrix_power(step, steps)
+        return Filter(power[:, 0, 2], power[:, 0, 0] + power[:, 0, 1])
 
 
-def _settled(training: Training, eigenvalues: np.ndarray) -> np.ndarray:
+def _settled(training: Training, eigenvalues: np.ndarray) -> Filter:
     largest = eigenvalues.max(initial=0.0)
     if isinstance(training, GradientDescent) and largest >= edge(training.momentum):
         raise InputError(
@@ -70,7 +92,7 @@ def _settled(training: Training, eigenvalues: np.ndarray) -> np.ndarray:
             f"training diverges: the rate is {largest / edge(training.momentum):.4g} times the critical one",
         )
     moving = eigenvalues > CUTOFF * len(eigenvalues) * largest
-    return np.where(moving, 1.0 / np.where(moving, eigenvalues, 1.0), 0.0)
+    return Filter(np.where(moving, 1.0 / np.where(moving, eigenvalues, 1.0), 0.0), np.where(moving, 0.0, 1.0))
 
 
 def edge(momentum: float) -> float:

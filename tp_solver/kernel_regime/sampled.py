@@ -78,7 +78,7 @@ def sampled_trajectory(
         test.mean(axis=0),
         error[2],
         error[3],
-        np.stack(coefficients_)[:, last_good(bad)],
+        np.ascontiguousarray(np.stack(coefficients_)[:, last_good(bad)]),
         bad,
     )
 

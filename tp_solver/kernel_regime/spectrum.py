@@ -104,11 +104,8 @@ class KernelModes:
         Raises:
             InputError: for a time that the rule does not have, or infinity where training diverges.
         """
-        moved = self._moved()
-        return 1.0 - moved * filter_at(self.training, moved, time)
-
-    def _moved(self) -> np.ndarray:
-        return self.eigenvalues if isinstance(self.training, GradientFlow) else self.eigenvalues * self.training.lr
+        lr = 1.0 if isinstance(self.training, GradientFlow) else self.training.lr
+        return filter_at(self.training, lr * self.eigenvalues, time).left
 
     def plot(self, path: Any = None) -> Figure:
         """Eigenvalues with their shares of the error, and the decay of the leading modes in time.

@@ -54,9 +54,9 @@ def exact_trajectory(f: np.ndarray, f_cov: np.ndarray, losses: np.ndarray, coeff
     none, zero = np.broadcast_to(0.0, f.shape), np.zeros(len(f))
     train, test = split(losses, points)
     bad = first_bad(f, f_cov)
-    return KernelTrajectory(
-        f[:, :points], f[:, points:], f_cov, none, none, train, test, zero, zero, coefficients[last_good(bad)][None], bad
-    )
+    # in memory as it comes back from a file, so that predictions are the same bits
+    kept = np.ascontiguousarray(coefficients[last_good(bad)][None])
+    return KernelTrajectory(f[:, :points], f[:, points:], f_cov, none, none, train, test, zero, zero, kept, bad)
 
 
 def first_bad(f: np.ndarray, f_cov: np.ndarray) -> int | None:
