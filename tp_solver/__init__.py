@@ -13,12 +13,26 @@ from tp_solver.finite.ensemble import Ensemble
 from tp_solver.limit.derive import limit
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.limit.regime import Regime, RegimeReport, regime
-from tp_solver.program.architectures import mlp
+from tp_solver.program.architectures import cnn, mlp
 from tp_solver.program.losses import CrossEntropy, Logistic, SquaredError
 from tp_solver.program.parameterization import D, N, Parameterization, integrable, mean_field, muP, ntk, standard, standard_1n
 from tp_solver.program.statements import Program
 from tp_solver.program.task import Task
-from tp_solver.program.tracing import average, bias, entrywise, hidden_matrix, input_matrix, program, readout
+from tp_solver.program.tracing import (
+    average,
+    bias,
+    conv,
+    dense,
+    entrywise,
+    global_pool,
+    hidden_matrix,
+    input_matrix,
+    local,
+    pool,
+    pooled,
+    program,
+    readout,
+)
 from tp_solver.program.training import GradientDescent, GradientFlow
 from tp_solver.solve.dispatch import solve
 from tp_solver.solve.methods import FixedPoint, KernelRegime, Linear, March
@@ -29,6 +43,7 @@ from tp_solver.symbols.activation import Activation, erf, gelu, leaky_relu, line
 if TYPE_CHECKING:
     from tp_solver.coordinates import CoordinateCheck, coordinate_check
     from tp_solver.finite.simulate import simulate
+    from tp_solver.kernel_regime.compute import KernelSet, kernel_blocks, kernel_function, kernels
     from tp_solver.restore import load
 
 __version__ = "0.1.0"
@@ -47,6 +62,7 @@ __all__ = [
     "GradientFlow",
     "InputError",
     "KernelRegime",
+    "KernelSet",
     "LimitEquations",
     "Linear",
     "Logistic",
@@ -66,22 +82,32 @@ __all__ = [
     "Task",
     "average",
     "bias",
+    "cnn",
     "compare",
+    "conv",
     "coordinate_check",
+    "dense",
     "entrywise",
     "erf",
     "gelu",
+    "global_pool",
     "hidden_matrix",
     "input_matrix",
     "integrable",
+    "kernel_blocks",
+    "kernel_function",
+    "kernels",
     "leaky_relu",
     "limit",
     "linear",
     "load",
+    "local",
     "mean_field",
     "mlp",
     "muP",
     "ntk",
+    "pool",
+    "pooled",
     "program",
     "readout",
     "regime",
@@ -98,6 +124,10 @@ __all__ = [
 _AT_FIRST_USE = {
     "CoordinateCheck": "tp_solver.coordinates",
     "coordinate_check": "tp_solver.coordinates",
+    "KernelSet": "tp_solver.kernel_regime.compute",
+    "kernel_blocks": "tp_solver.kernel_regime.compute",
+    "kernel_function": "tp_solver.kernel_regime.compute",
+    "kernels": "tp_solver.kernel_regime.compute",
     "load": "tp_solver.restore",
     "simulate": "tp_solver.finite.simulate",
 }

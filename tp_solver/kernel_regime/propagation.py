@@ -1,21 +1,136 @@
 """Kernels at initialisation of any program whose activations act on Gaussian fields (``theory/kernel_regime.md``, KR.1 and KR.2).
 
-The forward program and its transpose are read once, statement by statement; nothing here knows an architecture.
+The forward program and its transpose are read once, statement by statement; nothing here knows an architecture, and no layer has a
+tangent kernel of its own: that of a matrix is <adjoint adjoint'> <input input'>, summed over its uses.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import sympy as sp
 
 from tp_solver import checks
-from tp_solver.errors import InputError, ProgramError
-from tp_solver.kernel_regime.gaussian_fields import Field, Moments, add, apply, backward_gaussian, forward_gaussian
+from tp_solver.errors import InputError
+from tp_solver.kernel_regime.fields import Gaussian, Reading, read
+from tp_solver.kernel_regime.moments import Bound, Moments
+from tp_solver.kernel_regime.pairs import Pairs, Positions, constant, inputs, same_position, through
 from tp_solver.limit.transposition import COTANGENT, Backward, Pair, transpose
-from tp_solver.program.statements import ONE, Average, Map, Product, Program, Statement, Sum, X
+from tp_solver.program.statements import ONE, Pool, Program, X
+
+SLACK = 1.5
+"""Room above the largest variance seen in a survey, for inputs that were not surveyed."""
+
+
+class LayerKernels(NamedTuple):
+    """Kernels between two sets of inputs, each a :class:`Pairs` without positions, stacked over layers where there are several.
+
+    Phi, over a grid, is the mean over positions; G the sum, so that it is the covariance of the whole df/dh.
+    """
+
+    nngp: Pairs
+    ntk: Pairs
+    Phi: tuple[Pairs, ...]
+    G: tuple[Pairs, ...]
+    parts: Mapping[str, Pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class Propagation:
+    """A program made ready: read symbolically, with numbers for its matrices.
+
+    Args:
+        program: a traced network, coefficients bound to numbers.
+        scales: matrix -> s >= 0 with product covariance s^2 <x x'>. Constants such as 1/sqrt(D) belong to the scale of an
+            input matrix; the scale of a bias is its standard deviation.
+        rates: matrix -> weight >= 0 of its term in the tangent kernel (eta alpha^2; 0 for terms that the exponents drop).
+
+    Raises:
+        InputError: for missing, unknown or malformed scales and rates.
+        ProgramError: for what leaves the Gaussian class (see :func:`tp_solver.kernel_regime.fields.read`).
+    """
+
+    program: Program
+    scales: Mapping[str, float]
+    rates: Mapping[str, float]
+    backward: Backward = field(init=False)
+    reading: Reading = field(init=False)
+    largest: dict[tuple[sp.Expr, Gaussian], float] = field(init=False, default_factory=dict)
+    """Largest variances that a survey has seen, by function and argument."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", _per_matrix("scales", self.scales, self.program))
+        object.__setattr__(self, "rates", _per_matrix("rates", self.rates, self.program))
+        object.__setattr__(self, "backward", transpose(self.program))
+        object.__setattr__(self, "reading", read(self.program, self.backward))
+
+    @property
+    def kept(self) -> Positions:
+        """All pairs of positions where something is averaged over positions; else pairs of the same position carry everything."""
+        return Positions(len(self.program.grid), any(isinstance(s, Pool) for s in self.program.statements))
+
+    def data(self, x1: jax.Array, x2: jax.Array) -> Pairs:
+        """x . x' of inputs (n1, D) and (n2, D)."""
+        return inputs(x1, x2, self.program.grid, self.kept)
+
+    def survey(self, squared_lengths: np.ndarray) -> None:
+        """Learn how large the variances get at inputs of such squared lengths (per position); series and quadratures choose their
+        length by it. One position is enough: variances are largest where all positions hold the same."""
+
+        def note(key: tuple[sp.Expr, Gaussian], q: jax.Array) -> float:
+            self.largest[key] = max(self.largest.get(key, 0.0), SLACK * float(q))
+            return self.largest[key]
+
+        q = jnp.asarray(squared_lengths)
+        self._kernels(Pairs(q, q[:1], jnp.sqrt(q)[:, None] * jnp.sqrt(q)[:1]), Positions(0, False), note)
+
+    def kernels(self, data: Pairs) -> LayerKernels:
+        """Kernels of inputs with these products; traceable by jax, once :meth:`survey` has seen inputs of that size."""
+        return self._kernels(data, self.kept, lambda key, _: self.largest[key])
+
+    def _kernels(self, data: Pairs, kept: Positions, bound: Bound) -> LayerKernels:
+        ones = constant(data, kept)
+        moments = Moments(self.reading, {X: data, ONE: ones, COTANGENT: ones}, self.scales, kept, bound)
+        flat = Pairs(*(jnp.zeros(a.shape[: a.ndim - kept.axes], a.dtype) for a in data))
+
+        def summed(m: Pairs | None, mean: bool = False) -> Pairs:
+            """Over the positions i = j."""
+            if m is None:
+                return flat
+            axes = tuple(range(-kept.rank, 0))
+            return m.mapped(lambda a: (jnp.mean if mean else jnp.sum)(same_position(a, kept), axis=axes))
+
+        uses: dict[str, list[Pair]] = defaultdict(list)
+        for pair in self.backward.pairs:
+            uses[pair.matrix].append(pair)
+        parts = {m: _scaled(self.rates[m], self._tangent(moments, uses[m], kept, flat)) for m in uses}
+        last = next(s for s in self.program.products() if s.out == self.program.output)
+        adjoints = self.backward.adjoints
+        return LayerKernels(
+            nngp=summed(moments.of(last.out, last.out)),
+            ntk=Pairs(*(sum(a[1:], start=a[0]) for a in zip(*parts.values(), strict=True))),
+            Phi=tuple(summed(moments.of(v.post, v.post), mean=True) for v in self.program.layers),
+            G=tuple(summed(moments.of(adjoints.get(v.pre, ""), adjoints.get(v.pre, ""))) for v in self.program.layers),
+            parts=parts,
+        )
+
+    def _tangent(self, moments: Moments, uses: list[Pair], kept: Positions, flat: Pairs) -> Pairs:
+        """<adjoint adjoint'> <input input'> over all pairs of uses of a matrix, summed over pairs of positions."""
+        total = flat
+        axes = tuple(range(-kept.axes, 0))
+        for p in uses:
+            for q in uses:
+                adjoint, argument = moments.of(p.adjoint, q.adjoint), moments.of(p.input, q.input)
+                if adjoint is not None and argument is not None:
+                    seen = through(p.window, argument, kept, False)
+                    total = Pairs(*(t + jnp.sum(a * b, axis=axes) for t, a, b in zip(total, adjoint, seen, strict=True)))
+        return total
 
 
 @dataclass(frozen=True)
@@ -41,99 +156,48 @@ class InitialKernels:
 
 
 def propagate(program: Program, scales: Mapping[str, float], rates: Mapping[str, float], gram: np.ndarray) -> InitialKernels:
-    """Kernels at initialisation.
+    """Kernels at initialisation, from the scalar products of the inputs alone.
 
     Args:
-        program: a traced network without averages, coefficients bound to numbers.
-        scales: matrix -> s >= 0 with product covariance s^2 <x x'>. Constants such as 1/sqrt(D) belong to the scale of an
-            input matrix, as ``gram`` does not hold them; the scale of a bias is its standard deviation.
-        rates: matrix -> weight >= 0 of its term in the tangent kernel (eta alpha^2; 0 for terms that the exponents drop).
+        program, scales, rates: as for :class:`Propagation`; a program without a grid.
         gram: x_mu . x_nu over all points, (Pa, Pa).
 
     Raises:
         InputError: for missing, unknown or malformed scales and rates, or a gram matrix that is not symmetric.
-        ProgramError: for averages, maps of two Gaussian fields, a matrix used together with its transpose in the forward
-            program, or unbound coefficients.
+        ProgramError: for what leaves the Gaussian class, or unbound coefficients.
 
     Example: ``propagate(tp.mlp(depth=1, activation=tp.tanh), {"W0": 1, "W1": 1}, {"W0": 1, "W1": 1}, X @ X.T / D)``.
     """
-    scales, rates = _per_matrix("scales", scales, program), _per_matrix("rates", rates, program)
+    ready = Propagation(program, scales, rates)
     gram = checks.array("gram", gram, ndim=(2,), hint="gram is X @ X.T")
     if gram.shape[0] != gram.shape[1] or not np.allclose(gram, gram.T, rtol=1e-10, atol=1e-12):
         raise InputError("gram", f"an array of shape {gram.shape}", "a symmetric square matrix", "gram is X @ X.T")
-    backward = transpose(program)
-    _refuse(program)
-    moments = Moments(len(gram))
-    fields = _fields(program, backward, scales, moments, (gram + gram.T) / 2)
-
-    uses: dict[str, list[Pair]] = defaultdict(list)
-    for pair in backward.pairs:
-        uses[pair.matrix].append(pair)
-    parts = {}
-    for name, pairs in uses.items():
-        terms = [
-            moments.inner(fields[p.adjoint], fields[q.adjoint]) * moments.inner(fields[p.input], fields[q.input])
-            for p in pairs
-            for q in pairs
-        ]
-        total = np.sum(terms, axis=0)
-        parts[name] = rates[name] * (total + total.T) / 2
-    last = next(s for s in program.products() if s.out == program.output)
-    dead: Field = ()
-    return InitialKernels(
-        Phi=tuple(moments.inner(fields[v.post], fields[v.post]) for v in program.layers),
-        G=tuple(moments.inner(g, g) for g in (fields.get(backward.adjoints.get(v.pre, ""), dead) for v in program.layers)),
-        parts=parts,
-        output_covariance=scales[last.matrix] ** 2 * moments.inner(fields[last.arg], fields[last.arg]),
-    )
+    gram = (gram + gram.T) / 2
+    lowest = float(np.linalg.eigvalsh(gram)[0])
+    if lowest < -1e-10 * np.abs(gram).max() * len(gram):
+        raise InputError("gram", f"an eigenvalue {lowest:.3g}", "a positive semidefinite matrix", "gram is X @ X.T")
+    with jax.enable_x64(True):
+        data = Pairs(*(jnp.asarray(a) for a in (gram.diagonal(), gram.diagonal(), gram)))
+        ready.survey(gram.diagonal())
+        found = jax.jit(ready.kernels)(data)
+        whole: Any = jax.tree.map(_symmetric, found, is_leaf=lambda x: isinstance(x, Pairs))
+    return InitialKernels(whole.Phi, whole.G, whole.parts, whole.nngp)
 
 
-def _fields(program: Program, backward: Backward, scales: Mapping[str, float], moments: Moments, gram: np.ndarray) -> dict[str, Field]:
-    """The field of every variable, and the covariances of all products, in program order."""
-    ones = np.ones_like(gram)
-    fields = {X: forward_gaussian(X), ONE: forward_gaussian(ONE), COTANGENT: backward_gaussian(COTANGENT)}
-    for name, second in ((X, gram), (ONE, ones), (COTANGENT, ones)):
-        moments.set_product(name, name, second)
-    families: dict[tuple[str, bool], list[Product]] = defaultdict(list)
-
-    def run(statements: tuple[Statement, ...], product) -> None:
-        for s in statements:
-            match s:
-                case Product():
-                    fields[s.out] = product(s.out)
-                    family = families[s.matrix, s.transpose]
-                    family.append(s)
-                    for other in family:
-                        moments.set_product(s.out, other.out, scales[s.matrix] ** 2 * moments.inner(fields[s.arg], fields[other.arg]))
-                case Sum():
-                    fields[s.out] = add(s, fields)
-                case Map():
-                    fields[s.out] = apply(s, fields)
-
-    run(program.statements, forward_gaussian)
-    run(backward.statements, backward_gaussian)
-    return fields
+def _symmetric(moments: Pairs) -> np.ndarray:
+    """The kernel of one set of points with itself; equal points are exactly equal on the diagonal alone."""
+    out = np.array(moments.cross)
+    out = (out + out.T) / 2
+    np.fill_diagonal(out, np.asarray(moments.left))
+    return out
 
 
-def _per_matrix(field: str, given: Mapping[str, float], program: Program) -> dict[str, float]:
+def _scaled(factor: float, moments: Pairs) -> Pairs:
+    return moments.mapped(lambda a: factor * a)
+
+
+def _per_matrix(name: str, given: Mapping[str, float], program: Program) -> dict[str, float]:
     names = [m.name for m in program.matrices]
     if not isinstance(given, Mapping) or set(given) != set(names):
-        raise InputError(field, given, f"one number for each of {names}", "print the program to see its matrices")
-    return {name: checks.number(f"{field}[{name!r}]", given[name], minimum=0.0) for name in names}
-
-
-def _refuse(program: Program) -> None:
-    """Statements that leave the Gaussian class."""
-    orientations: dict[str, bool] = {}
-    for s in program.statements:
-        if isinstance(s, Average):
-            raise ProgramError(
-                str(s), "an average over the sites", "products, sums and maps in the kernel regime", "solve with method='march'"
-            )
-        if isinstance(s, Product) and orientations.setdefault(s.matrix, s.transpose) != s.transpose:
-            raise ProgramError(
-                str(s),
-                f"{s.matrix} together with its transpose",
-                "one orientation per matrix in the kernel regime",
-                "their products respond to each other: solve with method='march'",
-            )
+        raise InputError(name, given, f"one number for each of {names}", "print the program to see its matrices")
+    return {m: checks.number(f"{name}[{m!r}]", given[m], minimum=0.0) for m in names}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tp_solver import checks
+from tp_solver.errors import InputError
 from tp_solver.program.statements import Program
-from tp_solver.program.tracing import Vector, hidden_matrix, input_matrix, program, readout
+from tp_solver.program.tracing import Vector, Weight, conv, hidden_matrix, input_matrix, pooled, program, readout
 from tp_solver.program.tracing import bias as bias_vector
 from tp_solver.symbols.activation import Activation
 
@@ -30,16 +32,68 @@ def mlp(depth: int, activation: Activation, bias: Any = False, bias_rate: Any = 
     """
     depth = checks.integer("depth", depth, minimum=1, hint="depth counts hidden layers; depth=1 is the two-layer net")
     checks.instance("activation", activation, Activation, "an Activation such as tp.tanh", "wrap a function: tp.Activation(name, function)")
-    biased = bias if isinstance(bias, (bool, np.bool_)) else True
-    sigma_b = 0 if isinstance(bias, (bool, np.bool_)) else checks.number("bias", bias, minimum=0.0)
-    weights = [input_matrix("W0"), *(hidden_matrix(f"W{j}") for j in range(1, depth))]
-    biases = [bias_vector(f"b{j}", sigma_b, bias_rate) for j in range(1, depth + 1)]
-    last = readout(f"W{depth}")
+    weights, biases, last = _matrices(depth, bias, bias_rate)
 
     def network(x: Vector) -> Vector:
         for weight, b in zip(weights, biases, strict=True):
             h = weight @ x
-            x = activation(h + b if biased else h)
+            x = activation(h if b is None else h + b)
         return last @ x
 
-    return program(network, f"mlp(depth={depth}, activation={activation.name}{', bias' if biased else ''})")
+    return program(network, f"mlp(depth={depth}, activation={activation.name}{_biased(biases)})")
+
+
+def cnn(
+    depth: int,
+    activation: Activation,
+    grid: Any,
+    size: Any = 3,
+    stride: Any = 1,
+    padding: str = "circular",
+    bias: Any = False,
+    bias_rate: Any = 1,
+    layer: Callable[..., Vector] = conv,
+    head: Callable[[Weight, Vector], Vector] = pooled,
+) -> Program:
+    """A convolutional network with ``depth`` hidden layers over a grid of positions, in one or more dimensions.
+
+    Args:
+        depth, activation, bias, bias_rate: as for :func:`mlp`; biases are the same at all positions.
+        grid: positions of an input, e.g. (16, 16) for images; inputs of dimension D have D / 256 channels at each.
+        size, stride, padding: of every window, see :func:`tp_solver.conv`.
+        layer: ``tp.conv``, or ``tp.local`` for locally connected layers.
+        head: ``tp.pooled`` reads out the mean over positions, ``tp.dense`` all positions with weights of their own.
+
+    Raises:
+        InputError, ProgramError: for arguments that do not fit together.
+
+    Example: ``tp.cnn(depth=3, activation=tp.relu, grid=(16, 16), padding="zero")``.
+    """
+    depth = checks.integer("depth", depth, minimum=1, hint="depth counts hidden layers")
+    checks.instance("activation", activation, Activation, "an Activation such as tp.tanh", "wrap a function: tp.Activation(name, function)")
+    for field, value, example in (("layer", layer, "tp.conv or tp.local"), ("head", head, "tp.pooled or tp.dense")):
+        if not callable(value):
+            raise InputError(field, value, f"a function such as {example}", f"{field}={example.split()[0]}, without quotes")
+    weights, biases, last = _matrices(depth, bias, bias_rate)
+
+    def network(x: Vector) -> Vector:
+        for weight, b in zip(weights, biases, strict=True):
+            h = layer(weight, x, size, stride, padding)
+            x = activation(h if b is None else h + b)
+        return head(last, x)
+
+    name = f"cnn(depth={depth}, activation={activation.name}, {padding}{_biased(biases)})"
+    return program(network, name, grid)
+
+
+def _matrices(depth: int, bias: Any, bias_rate: Any) -> tuple[list[Weight], list[Weight | None], Weight]:
+    """Weights of the hidden layers, their biases (None for none) and the readout."""
+    biased = bias if isinstance(bias, (bool, np.bool_)) else True
+    sigma_b = 0 if isinstance(bias, (bool, np.bool_)) else checks.number("bias", bias, minimum=0.0)
+    weights = [input_matrix("W0"), *(hidden_matrix(f"W{j}") for j in range(1, depth))]
+    biases = [bias_vector(f"b{j}", sigma_b, bias_rate) if biased else None for j in range(1, depth + 1)]
+    return weights, biases, readout(f"W{depth}")
+
+
+def _biased(biases: list[Weight | None]) -> str:
+    return "" if biases[0] is None else ", bias"

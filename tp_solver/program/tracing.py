@@ -343,6 +343,12 @@ def global_pool(x: Vector) -> Vector:
     return x.trace.pool(x, everything(grid))
 
 
+def pooled(weight: Weight, x: Vector) -> Vector:
+    """A matrix acting on the mean over all positions: the readout of most convolutional networks."""
+    _traced("pooled", weight, x)
+    return weight @ global_pool(x)
+
+
 def _windowed(what: str, weight: Weight, x: Vector, size: Any, stride: Any, padding: str, shared: bool) -> Vector:
     _traced(what, weight, x)
     return x.trace.product(weight, x, window_over(x.trace.grids[x.name], what, size, stride, padding, shared))

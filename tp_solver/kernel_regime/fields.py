@@ -1,28 +1,31 @@
-"""Variables of a program at initialisation as sums of terms ``z F(h)``, and their second moments over data points.
+"""Variables of a program at initialisation as sums of terms ``z F(h)`` (:mod:`tp_solver.kernel_regime.moments` evaluates them).
 
 At initialisation every matrix product is a centred Gaussian over sites (``theory/tensor_programs.md``): products of one
 matrix in one orientation are jointly Gaussian with covariance scale^2 <x x'>, all others independent. Forward variables are
 functions of such Gaussians h; adjoints are linear in the products z of the backward program, which are independent of every
 h because the readout has mean zero and the forward program never reads it (gradient independence at initialisation: no
 response <d delta / d h> survives, as delta is linear in an independent variable of mean zero).
+
+The mean over a window of positions of something that is not such a Gaussian is an atom of its own, which only products, sums and
+further means may read.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import sympy as sp
 
 from tp_solver.errors import ProgramError
-from tp_solver.numerics.duals import dual
-from tp_solver.program.statements import Map, Statement, Sum, symbol
+from tp_solver.limit.transposition import COTANGENT, Backward
+from tp_solver.program.statements import ONE, Average, Map, Pool, Product, Program, Statement, Sum, symbol
+from tp_solver.program.statements import X as INPUTS
 from tp_solver.symbols.activation import X
 
 Gaussian = tuple[tuple[str, float], ...]
-"""A linear combination of products: (variable, coefficient), sorted by name. Empty: none."""
+"""A linear combination of atoms: (variable, coefficient), sorted by name. Empty: none."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,78 @@ Field = tuple[Term, ...]
 """A sum of terms."""
 
 
-def forward_gaussian(name: str) -> Field:
+@dataclass(frozen=True)
+class Reading:
+    """Every variable of a program and its transpose as a field.
+
+    Attributes:
+        fields: variable -> field.
+        sources: atom -> the statement it comes from (data variables have none).
+        opaque: atoms that are not Gaussian given the other side of the program.
+    """
+
+    fields: Mapping[str, Field]
+    sources: Mapping[str, Statement]
+    opaque: frozenset[str]
+
+
+def read(program: Program, backward: Backward) -> Reading:
+    """Read a program and its transpose, statement by statement.
+
+    Raises:
+        ProgramError: for averages, maps of two Gaussian fields or of means of non-Gaussian ones, a matrix used together with
+            its transpose in the forward program, or unbound coefficients.
+    """
+    _refuse(program)
+    fields = {INPUTS: _forward_atom(INPUTS), ONE: _forward_atom(ONE), COTANGENT: _backward_atom(COTANGENT)}
+    sources: dict[str, Statement] = {}
+    opaque: set[str] = set()
+    for statements, atom in ((program.statements, _forward_atom), (backward.statements, _backward_atom)):
+        for s in statements:
+            match s:
+                case Sum():
+                    fields[s.out] = add(s, fields)
+                case Map():
+                    fields[s.out] = apply(s, fields, frozenset(opaque))
+                case Product() | Pool():
+                    sources[s.out] = s
+                    fields[s.out] = atom(s.out)
+                    if isinstance(s, Pool) and not _gaussian(fields[s.arg], opaque):
+                        opaque.add(s.out)
+    return Reading(fields, sources, frozenset(opaque))
+
+
+def _refuse(program: Program) -> None:
+    """Statements that leave the Gaussian class."""
+    orientations: dict[str, bool] = {}
+    for s in program.statements:
+        if isinstance(s, Average):
+            raise ProgramError(
+                str(s), "an average over the sites", "products, sums and maps in the kernel regime", "solve with method='march'"
+            )
+        if isinstance(s, Product) and orientations.setdefault(s.matrix, s.transpose) != s.transpose:
+            raise ProgramError(
+                str(s),
+                f"{s.matrix} together with its transpose",
+                "one orientation per matrix in the kernel regime",
+                "their products respond to each other: solve with method='march'",
+            )
+
+
+def _forward_atom(name: str) -> Field:
     """The field of a forward product (or of a data variable, which only ever meets its own second moments)."""
     return (Term((), ((name, 1.0),), X),)
 
 
-def backward_gaussian(name: str) -> Field:
+def _backward_atom(name: str) -> Field:
     """The field of a backward product."""
     return (Term(((name, 1.0),), (), sp.S.One),)
+
+
+def _gaussian(field: Field, opaque: set[str]) -> bool:
+    """Whether a field is a linear combination of Gaussian atoms."""
+    linear = all(t.factor.is_number if t.backward else t.factor == X for t in field)
+    return linear and not any(name in opaque for t in field for name, _ in (*t.backward, *t.forward))
 
 
 def add(s: Sum, fields: dict[str, Field]) -> Field:
@@ -58,7 +125,7 @@ def add(s: Sum, fields: dict[str, Field]) -> Field:
     return _collected(terms)
 
 
-def apply(s: Map, fields: dict[str, Field]) -> Field:
+def apply(s: Map, fields: dict[str, Field], opaque: frozenset[str] = frozenset()) -> Field:
     """An entrywise map of one forward Gaussian, possibly times one adjoint.
 
     Raises:
@@ -67,6 +134,8 @@ def apply(s: Map, fields: dict[str, Field]) -> Field:
     adjoints = [a for a in s.arguments if any(t.backward for t in fields[a])]
     carrier = _carrier(s, (t.forward for a in s.arguments if a not in adjoints for t in fields[a]))
     inner = {symbol(a): sp.Add(*(_rescaled(t, carrier) for t in fields[a])) for a in s.arguments if a not in adjoints}
+    if any(name in opaque for name, _ in carrier):
+        raise ProgramError(str(s), "a function of the mean of something not Gaussian", "a function of a Gaussian field", _AFTER_POOL)
     if not adjoints:
         return _collected([Term((), carrier, s.expression.xreplace(inner))])
     (adjoint, *others) = adjoints
@@ -75,6 +144,8 @@ def apply(s: Map, fields: dict[str, Field]) -> Field:
         raise ProgramError(str(s), s.expression, "a map linear in one adjoint", _HINT)
     factor = slope.xreplace(inner)
     terms = []
+    if not factor.is_number and any(name in opaque for t in fields[adjoint] for name, _ in t.backward):
+        raise ProgramError(str(s), "an activation right after a mean over positions", "a matrix between them", _AFTER_POOL)
     for t in fields[adjoint]:
         joint = _carrier(s, (carrier, t.forward)) if X in factor.free_symbols else t.forward
         terms.append(Term(t.backward, joint, (_rescaled(t, joint) if t.forward else t.factor) * _moved(factor, carrier, joint)))
@@ -82,6 +153,9 @@ def apply(s: Map, fields: dict[str, Field]) -> Field:
 
 
 _HINT = "the kernel regime needs each activation to act on one Gaussian field (matrix products and sums of them); solve with method='march'"
+
+
+_AFTER_POOL = "put a convolution between pooling and the next activation"
 
 
 def _carrier(s: Statement, found: Iterable[Gaussian]) -> Gaussian:
@@ -155,62 +229,3 @@ def _collected(terms: list[Term]) -> Field:
     if h := _merged(linear):
         out.append(Term((), h, X))
     return tuple(out)
-
-
-class Moments:
-    """Second moments <a_mu b_nu> of fields over all pairs of data points, from those of the products they are made of."""
-
-    def __init__(self, points: int) -> None:
-        self._products: dict[tuple[str, str], np.ndarray] = {}
-        self._gaussians: dict[tuple[Gaussian, Gaussian], np.ndarray | None] = {}
-        self._duals: dict[tuple[sp.Expr, Gaussian, sp.Expr, Gaussian], np.ndarray] = {}
-        self._points = points
-
-    def set_product(self, a: str, b: str, covariance: np.ndarray) -> None:
-        """Covariance (Pa, Pa) of two products; pairs never set are independent."""
-        self._products[a, b] = covariance
-        self._products[b, a] = covariance.T
-
-    def inner(self, a: Field, b: Field) -> np.ndarray:
-        """<a_mu b_nu>, shape (Pa, Pa); exactly symmetric for a = b."""
-        total = np.zeros((self._points, self._points))
-        for s in a:
-            for t in b:
-                if bool(s.backward) != bool(t.backward):
-                    continue
-                z = self._covariance(s.backward, t.backward) if s.backward else 1.0
-                if z is not None:
-                    total = total + z * self._dual(s, t)
-        return (total + total.T) / 2 if a == b else total
-
-    def _covariance(self, g: Gaussian, h: Gaussian) -> np.ndarray | None:
-        """Covariance of two Gaussians, None where it vanishes identically."""
-        if (g, h) not in self._gaussians:
-            total: np.ndarray | None = None
-            for v, c in g:
-                for w, d in h:
-                    block = self._products.get((v, w))
-                    if block is not None:
-                        total = c * d * block + (0.0 if total is None else total)
-            self._gaussians[g, h] = total
-            self._gaussians[h, g] = None if total is None else total.T
-        return self._gaussians[g, h]
-
-    def _dual(self, s: Term, t: Term) -> np.ndarray:
-        key = (s.factor, s.forward, t.factor, t.forward)
-        if key not in self._duals:
-            self._duals[key] = self._computed(s, t)
-            self._duals[key[2:] + key[:2]] = self._duals[key].T
-        return self._duals[key]
-
-    def _computed(self, s: Term, t: Term) -> np.ndarray:
-        zero = np.zeros((self._points, self._points))
-        q, qp = (zero.diagonal() if v is None else v.diagonal() for v in (self._covariance(u.forward, u.forward) for u in (s, t)))
-        c = self._covariance(s.forward, t.forward)
-        c = zero if c is None else c
-        if (s.factor, s.forward) == (t.factor, t.forward):
-            i, j = np.triu_indices(self._points)
-            out = np.empty_like(zero)
-            out[i, j] = out[j, i] = dual(s.factor, t.factor, q[i], q[j], c[i, j])
-            return out
-        return dual(s.factor, t.factor, q[:, None], qp[None, :], c)

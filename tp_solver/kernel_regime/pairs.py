@@ -1,0 +1,165 @@
+"""Second moments over pairs of data points and pairs of positions, and what layers over positions do to them.
+
+Trailing axes of an array run over positions: none for programs without a grid; the positions i and j of both points where pooling
+mixes them ("all pairs"); one position i = j where nothing does ("same position": exact, as windows then map the diagonal to itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tp_solver.program.positions import Grid, Padding, Window
+
+Array = jax.Array
+
+
+class Pairs(NamedTuple):
+    """<u v> for u and v at the points of two sets: of set 1 each with itself (n1, ...), of set 2 likewise (n2, ...), and of every
+    point of set 1 with every point of set 2 (n1, n2, ...); u is read at the first point and position, v at the second."""
+
+    left: Array
+    right: Array
+    cross: Array
+
+    def mapped(self, function: Callable[[Array], Array]) -> Pairs:
+        """The same function of all three."""
+        return Pairs(*(function(a) for a in self))
+
+
+class Positions(NamedTuple):
+    """How positions are stored: the number of axes of the grid, and whether all pairs of positions are kept."""
+
+    rank: int
+    all_pairs: bool
+
+    @property
+    def axes(self) -> int:
+        """Trailing axes of an array."""
+        return self.rank * (2 if self.all_pairs else 1)
+
+
+def inputs(x1: Array, x2: Array, grid: Grid, kept: Positions) -> Pairs:
+    """x . x' over channels, for inputs (n, D) of both sets."""
+    if not grid:
+        return Pairs(jnp.sum(x1 * x1, axis=1), jnp.sum(x2 * x2, axis=1), jnp.matmul(x1, x2.T, precision=jax.lax.Precision.HIGHEST))
+    u, v = (x.reshape(len(x), -1, x.shape[1] // prod(grid)) for x in (x1, x2))
+    own, cross = ("aic,ajc->aij", "aic,bjc->abij") if kept.all_pairs else ("aic,aic->ai", "aic,bic->abi")
+    exact = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    tail = grid + grid if kept.all_pairs else grid
+    return Pairs(
+        exact(own, u, u).reshape(len(x1), *tail),
+        exact(own, v, v).reshape(len(x2), *tail),
+        exact(cross, u, v).reshape(len(x1), len(x2), *tail),
+    )
+
+
+def constant(like: Pairs, kept: Positions) -> Pairs:
+    """Ones, the same at all positions, for the points of ``like``."""
+    return like.mapped(lambda a: jnp.ones(a.shape[: a.ndim - kept.axes] + (1,) * kept.axes, a.dtype))
+
+
+def variances(moments: Pairs, kept: Positions) -> tuple[Array, Array]:
+    """<u u> of the points of both sets at each position, (n, *grid)."""
+    return same_position(moments.left, kept), same_position(moments.right, kept)
+
+
+def same_position(a: Array, kept: Positions) -> Array:
+    """The entries i = j, (..., *grid)."""
+    return _diagonal(a, kept.rank) if kept.all_pairs else a
+
+
+def _diagonal(a: Array, rank: int) -> Array:
+    lead, grid = a.shape[: a.ndim - 2 * rank], a.shape[a.ndim - rank :]
+    count = prod(grid)
+    return jnp.diagonal(a.reshape(*lead, count, count), axis1=-2, axis2=-1).reshape(*lead, *grid)
+
+
+def through(window: Window | None, moments: Pairs, kept: Positions, transpose: bool) -> Pairs:
+    """What a matrix seen through a window does to the moments of its argument, its scale apart: the mean over offsets a of the
+    moments at (i + a, j + a). Transposed, the adjoint of that linear map. Without axes of positions all of them are the same."""
+    if window is None or kept.rank == 0:
+        return moments
+    seen = partial(_seen, window, kept)
+    if not transpose:
+        return moments.mapped(seen)
+    return moments.mapped(lambda a: _adjoint(seen, a, window.inputs * (2 if kept.all_pairs else 1)))
+
+
+def averaged(window: Window, moments: Pairs, kept: Positions, first: bool, transpose: bool) -> Pairs:
+    """The mean over a window of the first (second) position; transposed, the adjoint of that linear map."""
+    if kept.rank == 0:
+        return moments
+    lead = -2 * kept.rank if first else -kept.rank
+
+    def mean(a: Array) -> Array:
+        for axis in range(kept.rank):
+            a = _summed(window, axis, (lead + axis,), a) / window.size[axis]
+        return a
+
+    def spread(a: Array) -> Array:
+        shape = list(a.shape[a.ndim - 2 * kept.rank :])
+        start = 0 if first else kept.rank
+        shape[start : start + kept.rank] = window.inputs
+        return _adjoint(mean, a, tuple(shape))
+
+    return moments.mapped(spread if transpose else mean)
+
+
+def _adjoint(linear: Callable[[Array], Array], a: Array, positions: Grid) -> Array:
+    argument = jax.ShapeDtypeStruct(a.shape[: a.ndim - len(positions)] + positions, a.dtype)
+    (out,) = jax.linear_transpose(linear, argument)(a)
+    return out
+
+
+def _seen(window: Window, kept: Positions, a: Array) -> Array:
+    if kept.all_pairs and not window.shared:  # different matrices are independent: only i = j is left
+        d = _seen(window, Positions(kept.rank, False), _diagonal(a, kept.rank))
+        lead, count = d.shape[: d.ndim - kept.rank], prod(window.outputs)
+        full = d.reshape(*lead, count)[..., None] * jnp.eye(count, dtype=a.dtype)
+        return full.reshape(*lead, *window.outputs, *window.outputs)
+    for axis in range(kept.rank):
+        axes = (axis - 2 * kept.rank, axis - kept.rank) if kept.all_pairs else (axis - kept.rank,)
+        a = _summed(window, axis, axes, a) / window.size[axis]
+    return a
+
+
+def _summed(window: Window, axis: int, axes: tuple[int, ...], a: Array) -> Array:
+    """Sum over the offsets along one axis of the grid, which moves along all of ``axes`` of the array at once."""
+    n, k, s, low, m = (values[axis] for values in (window.inputs, window.size, window.stride, window.before, window.outputs))
+    if k == n and m == 1:  # the whole axis
+        if len(axes) == 1:
+            return jnp.sum(a, axis=axes[0], keepdims=True)
+        return jnp.expand_dims(jnp.sum(jnp.diagonal(a, axis1=axes[0], axis2=axes[1]), axis=-1), _places(a, axes))
+    high = (m - 1) * s + k - n - low
+    for place in axes:
+        a = _extended(a, place, low, high, window.padding)
+    total = None
+    for offset in range(k):
+        part = a
+        for place in axes:
+            part = jax.lax.slice_in_dim(part, offset, offset + (m - 1) * s + 1, s, axis=place % a.ndim)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _places(a: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis % a.ndim for axis in axes)
+
+
+def _extended(a: Array, axis: int, low: int, high: int, padding: Padding) -> Array:
+    """The array with what lies beyond the edges of an axis."""
+    axis %= a.ndim
+    if padding is Padding.CIRCULAR:
+        n = a.shape[axis]
+        parts = [jax.lax.slice_in_dim(a, n - low, n, axis=axis), a, jax.lax.slice_in_dim(a, 0, max(high, 0), axis=axis)]
+        return jnp.concatenate(parts, axis=axis)
+    widths = [(0, 0)] * a.ndim
+    widths[axis] = (low, max(high, 0))
+    return jnp.pad(a, widths)
