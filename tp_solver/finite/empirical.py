@@ -185,16 +185,17 @@ def _block_size(net: FiniteNet, one: Points, two: Points, overlap: Overlap, gib:
 def _need(net: FiniteNet, one: Points, two: Points, entries: int) -> Callable[[int], int]:
     """Estimated bytes of a pair of blocks, by their number of points."""
     program = net.program
-    with precision():
-        shapes = [jax.eval_shape(_gradients, net, p._replace(x=p.x[:, :1])) for p in (one, two)]
     variables = sum(net.width * prod(program.grids()[s.out]) for s in program.statements)
+    windowed = {s.matrix for s in program.products() if s.window is not None}
 
     def need(points: int) -> int:
-        sides = [jax.tree.map(lambda v: jax.ShapeDtypeStruct((*v.shape[:2], points, v.shape[3]), v.dtype), s) for s in shapes]
+        sides = [tangent.shapes(net.net, net.width, net.channels, len(p.directions), points) for p in (one, two)]
         held = sum(v.size for v in jax.tree.leaves(sides))
+        # the way back through a window holds the patches of every direction
+        spread = max((tangent.directions(u) * u.right.size for s in sides for m in windowed for u in s[m]), default=0)
         made = max(tangent.entries_made(net.net, m, a, b) for m, a, b in tangent.pairs_of_uses(*sides))
         # adjoints and patches exist in two orders of their axes
-        return net.dtype.itemsize * (2 * held + 2 * variables * points + made + 2 * entries * points**2)
+        return net.dtype.itemsize * (2 * (held + variables * points + spread + entries * points**2) + made)
 
     return need
 

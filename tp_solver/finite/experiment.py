@@ -131,8 +131,8 @@ def prepare(
         training,
         task,
         gamma0,
-        _integers("widths", widths, 1, "widths=(128, 512, 2048)"),
-        _labels(seeds),
+        integers("widths", widths, 1, "widths=(128, 512, 2048)"),
+        labels_of(seeds),
         checks.flag("centred", centred),
         checks.integer("seed", seed, minimum=0),
         np.dtype(checks.one_of("dtype", dtype, DTYPES)),
@@ -158,7 +158,7 @@ def refuse_symbols(net: Program, parameterization: Parameterization) -> None:
         )
 
 
-def _integers(field: str, value: Any, minimum: int, example: str) -> tuple[int, ...]:
+def integers(field: str, value: Any, minimum: int, example: str) -> tuple[int, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise InputError(field, value, f"a sequence of integers >= {minimum}", f"for example {example}")
     out = tuple(checks.integer(f"{field}[{k}]", v, minimum=minimum) for k, v in enumerate(value))
@@ -169,9 +169,9 @@ def _integers(field: str, value: Any, minimum: int, example: str) -> tuple[int, 
     return out
 
 
-def _labels(seeds: Any) -> tuple[int, ...]:
+def labels_of(seeds: Any) -> tuple[int, ...]:
     if isinstance(seeds, Iterable):
-        return _integers("seeds", seeds, 0, "seeds=8")
+        return integers("seeds", seeds, 0, "seeds=8")
     return tuple(range(checks.integer("seeds", seeds, minimum=1, hint="seeds is the number of nets per width")))
 
 
@@ -180,7 +180,7 @@ def recorded_times(times: Any, steps: int) -> tuple[int, ...]:
     if times is None:
         count = steps + 1 if steps <= 20 else 5
         return tuple(int(t) for t in np.unique(np.linspace(0, steps, count).round()))
-    out = _integers("times", times, 0, f"times=(0, {steps})")
+    out = integers("times", times, 0, f"times=(0, {steps})")
     if max(out) > steps:
         raise InputError("times", max(out), f"integers from 0 to {steps}", "times count reported steps; the last row is steps")
     return tuple(sorted(out))

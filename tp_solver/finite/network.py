@@ -61,6 +61,11 @@ class FiniteNet:
         return self.net.outputs
 
     @property
+    def channels(self) -> int:
+        """Entries of an input at each position; the dimension itself without a grid."""
+        return channels_of(self.program.grid, self.dimension)
+
+    @property
     def dtype(self) -> np.dtype:
         """Of all arrays, float64 or float32."""
         return np.dtype(self.numbers.gamma0.dtype)
@@ -152,9 +157,8 @@ def blueprint(net: Any, parameterization: Any, dimension: Any, width: Any, outpu
 
 def stacked_weights(net: FiniteNet, labels: Sequence[int]) -> Weights:
     """Initial arrays of the nets with these labels, with a leading axis of nets."""
-    channels = channels_of(net.program.grid, net.dimension)
     with precision():
-        return draw_weights(net.net, net.parameterization, net.width, channels, 0, labels, net.dtype)
+        return draw_weights(net.net, net.parameterization, net.width, net.channels, 0, labels, net.dtype)
 
 
 def on_host(value: Array) -> np.ndarray:

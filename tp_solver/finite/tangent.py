@@ -25,11 +25,12 @@ class Sides(NamedTuple):
     """A use of a matrix: df/dw = multiplier x sum over positions of left (x) right.
 
     ``left`` (q, rows, P, J) and ``right`` (q, columns, P, J). One direction stands for all q, and one point for all P: what a
-    matrix is applied to does not depend on the direction, and the adjoint of the outputs themselves not on the point.
+    matrix is applied to does not depend on the direction, and the adjoint of the outputs themselves not on the point. Arrays,
+    or shapes where nothing is computed.
     """
 
-    left: Array
-    right: Array
+    left: Any
+    right: Any
 
 
 Gradients = dict[str, tuple[Sides, ...]]
@@ -92,6 +93,24 @@ def _seen(s: Product, v: Array) -> Array:
     q, n, points, _ = v.shape
     seen = patches(s.window, v.reshape(q * n, -1)) * s.window.count**-0.5
     return seen.reshape(q, n, points, -1, s.window.count).transpose(0, 1, 4, 2, 3).reshape(q, n * s.window.count, points, -1)
+
+
+def shapes(net: Net, width: int, channels: int, directions: int, points: int) -> Gradients:
+    """What :func:`gradients` will look like, in shapes alone."""
+    grids = net.program.grids()
+    out: Gradients = {}
+    for s in net.program.products():
+        shape = net.shape(s.matrix, width, channels)
+        rows, columns = shape[:2] if s.window is None or s.window.shared else shape[1:3]
+        above = (directions, columns if s.transpose else rows, points, prod(grids[s.out]))
+        below = (1, rows if s.transpose else columns, points, prod(grids[s.arg]))
+        if s.window is not None:
+            below = (1, columns * s.window.count, points, prod(grids[s.out]))
+        if s.out == net.program.output:
+            above = (directions, rows, 1, 1)
+        sides = (below, above) if s.transpose else (above, below)
+        out[s.matrix] = (*out.get(s.matrix, ()), Sides(*(jax.ShapeDtypeStruct(v, jnp.float32) for v in sides)))
+    return out
 
 
 def kernel(net: Net, one: Gradients, two: Gradients, numbers: Numbers) -> Array:
