@@ -102,9 +102,8 @@ def test_polynomials_are_isserlis():
 
 @pytest.mark.parametrize(("f", "g"), [(X, tanh.expression), (X**3 + 1, HARD_TANH), (sp.sign(X), X), (X**2, sp.log(1 + X**2))], ids=str)
 def test_polynomial_times_anything(f, g):
-    _, polynomial, *_ = RULES
     for case in CASES:
-        assert entry(polynomial, f, g, *case) == pytest.approx(reference(f, g, *case), abs=1e-10)
+        assert dual(f, g, *case) == pytest.approx(reference(f, g, *case), abs=1e-10)
 
 
 SMOOTH = [tanh.expression, tanh.derivative, X / (1 + sp.exp(-X)), sp.log(1 + sp.exp(X)), sp.sin(X) ** 2 + X, gelu.expression]

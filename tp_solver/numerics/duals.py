@@ -114,7 +114,7 @@ def _clipped(q: Any, qp: Any, c: Any) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def _bound(f: sp.Expr, g: sp.Expr, q: np.ndarray, qp: np.ndarray) -> float:
     """The largest variance, a little more where possible: then the next call finds its rule in the cache."""
     largest = float(max(q.max(initial=0.0), qp.max(initial=0.0))) or 1.0
-    rounded = float(2.0 ** (np.ceil(2 * np.log2(largest)) / 2))
+    rounded = float(2.0 ** np.ceil(np.log2(largest)))
     try:
         _rule(f, g, rounded)
     except ProgramError:
@@ -221,11 +221,21 @@ def _tabled(f: sp.Expr, g: sp.Expr) -> Dual | None:
         return None
 
 
+def _series(f: sp.Expr, g: sp.Expr, largest: float) -> Dual | None:
+    if kinks(f) or kinks(g):
+        return None
+    try:
+        return mehler(f, g, largest)
+    except NotConverged:
+        return None
+
+
 def _polynomial(f: sp.Expr, g: sp.Expr, largest: float) -> Dual | None:
-    """A polynomial times anything: Mehler's series sum_k c^k / k! E[f^(k)] E[g^(k)] ends."""
+    """A polynomial times a function with kinks: the series sum_k c^k / k! E[f^(k)] E[g^(k)] ends."""
     if f.is_polynomial(X):
         return _ended(f, g, largest)
-    if g.is_polynomial(X) and (mirrored := _ended(g, f, largest)):
+    if g.is_polynomial(X):
+        mirrored = _ended(g, f, largest)
         return Dual(mirrored.right, mirrored.left, lambda left, right, q, qp, c: mirrored.pairs(right, left, qp, q, c))
     return None
 
@@ -244,14 +254,5 @@ def _ended(f: sp.Expr, g: sp.Expr, largest: float) -> Dual:
     return Dual(left, moments(g, degree + 1, largest), pairs)
 
 
-def _series(f: sp.Expr, g: sp.Expr, largest: float) -> Dual | None:
-    if kinks(f) or kinks(g):
-        return None
-    try:
-        return mehler(f, g, largest)
-    except NotConverged:
-        return None
-
-
-RULES: tuple[Callable[[sp.Expr, sp.Expr, float], Dual | None], ...] = (_table, _polynomial, _series, split_quadrature)
+RULES: tuple[Callable[[sp.Expr, sp.Expr, float], Dual | None], ...] = (_table, _series, _polynomial, split_quadrature)
 """Tried in order; a rule answers None where it does not apply."""

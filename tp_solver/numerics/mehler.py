@@ -71,12 +71,13 @@ def mehler(f: sp.Expr, g: sp.Expr, largest: float) -> Dual:
     """E[f(a) g(b)] for smooth f and g and variances up to ``largest``.
 
     Raises:
-        NotConverged: if MAX_TERMS coefficients leave a relative tail above the tolerance.
+        NotConverged: if MAX_TERMS coefficients leave a relative tail above the tolerance, or the integrals of f or g do not settle.
         ProgramError: if f or g is not finite on the grid.
     """
     sizes = []
     for tolerance in TOLERANCE.values():
-        terms = max(_terms(f, largest, tolerance), _terms(g, largest, tolerance))
+        ended = [sp.degree(h, X) + 1 if h.has(X) else 1 for h in (f, g) if h.is_polynomial(X)]
+        terms = int(min(ended)) if ended else max(_terms(h, largest, tolerance) for h in (f, g))
         sizes.append((terms, max(_density(h, largest, tolerance, terms) for h in (f, g))))
     return _summed(f, g, *sizes)
 
@@ -117,6 +118,7 @@ def _sites(f: sp.Expr, largest: float) -> np.ndarray:
     """f(sqrt(q) z) on the finest grid for the variances that are tried, (G, U).
 
     Raises:
+        NotConverged: if the finest grid does not give the mean square of f.
         ProgramError: if f is not finite there.
     """
     sites = values(f, np.sqrt(largest * _OCTAVES) * _grid(_DENSITIES[-1])[:, None])
@@ -124,17 +126,21 @@ def _sites(f: sp.Expr, largest: float) -> np.ndarray:
         raise ProgramError(
             "Gaussian expectation", f, "a function that is finite on thirteen standard deviations", "its Gaussian mean may not exist"
         )
+    power, coarse = (np.sum((_weight(d)[:, None] * sites[:: _DENSITIES[-1] // d]) ** 2, axis=0) for d in _DENSITIES[:-3:-1])
+    ends = np.max((_weight(_DENSITIES[-1])[:, None] * sites)[[0, -1]] ** 2, axis=0)
+    # halving the step squares the error
+    if np.any(np.abs(power - coarse) > np.sqrt(TOLERANCE[64]) * power) or np.any(ends > TOLERANCE[64] * power):
+        raise NotConverged
     return sites
 
 
 @cache
 def _terms(f: sp.Expr, largest: float, tolerance: float) -> int:
     """How many coefficients leave a negligible tail for every variance up to the largest."""
-    sites, density = _sites(f, largest), _DENSITIES[-1]
-    power, coarse = (np.sum((_weight(d)[:, None] * sites[:: density // d]) ** 2, axis=0) for d in (density, density // 2))
-    if np.any(np.abs(power - coarse) > np.sqrt(TOLERANCE[64]) * power):  # halving the step squares the error
-        raise NotConverged
-    weighted, tail = _weight(density)[:, None] * sites, power.copy()
+    density = _DENSITIES[-1]
+    weighted = _weight(density)[:, None] * _sites(f, largest)
+    power = np.sum(weighted**2, axis=0)
+    tail = power.copy()
     polynomials = _polynomials(density)
     for start in range(0, MAX_TERMS, _BLOCK):
         rows = np.stack([next(polynomials) for _ in range(_BLOCK)])
