@@ -81,7 +81,7 @@ def width_trend(quick: bool) -> None:
     errors = []
     for width in widths:
         nets = tp.simulate(
-            *RELU, training, task, gamma0=1.0, widths=[width], seeds=5, centred=True, times=(0, steps), dtype="float32", progress=False
+            *RELU, training, task, gamma0=1.0, widths=[width], seeds=5, centred=True, times=(steps,), dtype="float32", progress=False
         )  # fmt: skip
         error = ((nets.f_test[0, :, -1] - task.y_test) ** 2).mean(axis=(1, 2))
         errors.append(error.mean())
