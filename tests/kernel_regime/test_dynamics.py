@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 from scipy.special import expit, logsumexp, softmax
 
 from tp_solver.errors import BudgetError, InputError
+from tp_solver.kernel_regime import dynamics as dynamics_module
 from tp_solver.kernel_regime.dynamics import dynamics
 from tp_solver.program.losses import CrossEntropy, Logistic
 from tp_solver.program.training import GradientDescent, GradientFlow
-from tp_solver.kernel_regime import dynamics as dynamics_module
 
 P, TEST, STEPS = 5, 3, 12
 ALL = P + TEST
@@ -80,18 +79,6 @@ def test_flow_is_the_matrix_exponential():
         assert k.f_cov[row, :, :, 0] == pytest.approx(move @ START @ move.T, abs=1e-12)
 
 
-def test_flow_is_the_limit_of_small_steps():
-    """Refined descent differs by its step (first order), so doubling the steps halves the difference."""
-    flow = GradientFlow(time=3.0, steps=2, loss=Logistic())
-    exact = joined(dynamics(KERNEL, SIGNS, flow))
-    gaps = []
-    for substeps in (40, 80):
-        descent = flow.refined(substeps)
-        gaps.append(np.abs(joined(dynamics(KERNEL * descent.lr, SIGNS, descent))[::substeps] - exact).max())
-    assert gaps[0] < 5e-3
-    assert gaps[0] / gaps[1] == pytest.approx(2.0, abs=0.1)
-
-
 @pytest.mark.parametrize("training", [GradientDescent(lr=1.0, steps=STEPS), GradientFlow(time=6.0, steps=4)], ids=["descent", "flow"])
 def test_sampled_covariance_agrees_with_the_closed_form(training, monkeypatch):
     """The Monte-Carlo path on the squared error: antithetic draws make the mean exact, the covariance is within five errors."""
@@ -155,15 +142,6 @@ def test_centred_losses_are_deterministic():
         assert joined(k)[t] == pytest.approx(f, abs=1e-13)
         f = f + KERNEL[:, :P] @ (SIGNS[:, None] * expit(-SIGNS[:, None] * f[:P])) / P
     assert not k.f_cov.any() and not k.f_stderr.any()
-
-
-def test_flow_of_another_loss_against_another_integrator():
-    def velocity(_, f):
-        return KERNEL[:, :P] @ (SIGNS * expit(-SIGNS * f[:P])) / P
-
-    exact = solve_ivp(velocity, (0, 20.0), np.zeros(ALL), method="LSODA", rtol=1e-11, atol=1e-13).y[:, -1]
-    k = dynamics(KERNEL, SIGNS, GradientFlow(time=20.0, steps=3, loss=Logistic()))
-    assert joined(k)[-1, :, 0] == pytest.approx(exact, abs=1e-8)
 
 
 def test_covariance_scales_and_mean_does_not():

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
-from scipy.linalg import expm
 from scipy.special import expit, softmax
 
 from tp_solver.elementwise import lower
@@ -308,15 +307,6 @@ def test_a_flow_that_cannot_be_followed_is_refused(monkeypatch):
         assert error.value.field == "time" and "GradientDescent" in error.value.hint
     finally:
         sampled._integrated.clear_cache()
-
-
-def test_squared_error_through_the_integrator_is_the_matrix_exponential(monkeypatch):
-    from tp_solver.kernel_regime import dynamics as module
-
-    monkeypatch.setattr(module, "is_affine", lambda *_: False)
-    k = dynamics(NTK, Y, GradientFlow(30.0, 3))
-    move = expm(-30.0 * NTK[:P, :P] / P)
-    assert k.f[-1, :, 0] == pytest.approx(Y - move @ Y, abs=1e-9)
 
 
 # bad input ------------------------------------------------------------------------------------------------------------

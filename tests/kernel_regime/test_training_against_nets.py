@@ -44,7 +44,7 @@ def against_theory(training, seeds, times):
 
 
 RULES = {
-    "descent": tp.GradientDescent(0.5 * CRITICAL, 150),
+    "descent": tp.GradientDescent(0.5 * CRITICAL, 120),
     "heavy ball": tp.GradientDescent(0.4 * CRITICAL, 60, momentum=0.7),
     "last layer": None,  # its critical rate needs a solution
 }
@@ -59,11 +59,11 @@ def rule(name):
 
 @pytest.mark.parametrize("name", RULES)
 def test_ensembles_small(name):
-    """48 nets, in training and at its end. The ratio of variances has an error of sqrt(2/48) per point; the six points go together."""
+    """32 nets, in training and at its end. The ratio of variances has an error of sqrt(2/32) per point; the six points go together."""
     training = rule(name)
-    deviations, ratios = against_theory(training, 48, (2, 10, training.steps))
+    deviations, ratios = against_theory(training, 32, (2, 10, training.steps))
     assert deviations.max() < 3
-    assert np.abs(ratios - 1).max() < 2 * np.sqrt(2 / 48)
+    assert np.abs(ratios - 1).max() < 2 * np.sqrt(2 / 32)
 
 
 @pytest.mark.slow
