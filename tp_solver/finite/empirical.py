@@ -101,7 +101,7 @@ def checked_budget(gib: Any) -> float:
 def between(net: FiniteNet, one: Points, two: Points | None, overlap: Overlap, gib: float) -> np.ndarray:
     """An overlap of gradients between two sets of points (or one and itself), from as few blocks as the budget allows."""
     most = max(p.number for p in (one, two) if p is not None)
-    size = _block_size(net, one, two or one, overlap, gib)
+    size = _block_size(net, one, two, overlap, gib)
     with precision():
         if size >= most or is_traced(net):
             return _finite(on_host(_one_block(net, one, two, overlap)))
@@ -160,44 +160,41 @@ def _blocks(points: Points, size: int) -> Iterator[tuple[int, Points]]:
         yield start, points._replace(x=jnp.pad(block, ((0, 0), (0, size - block.shape[1])), mode="edge"))
 
 
-def _block_size(net: FiniteNet, one: Points, two: Points, overlap: Overlap, gib: float) -> int:
+def _block_size(net: FiniteNet, one: Points, two: Points | None, overlap: Overlap, gib: float) -> int:
     """Points per block, as even as the budget allows.
 
     Raises:
         BudgetError: if the result and a block of one point do not fit.
     """
-    entries = len(one.directions) * len(two.directions) if overlap is by_outputs else 1
-    result = one.number * two.number * entries * net.dtype.itemsize
-    need = _need(net, one, two, entries)
-    most = max(one.number, two.number)
+    other = two or one
+    entries = len(one.directions) * len(other.directions) if overlap is by_outputs else 1
+    result = one.number * other.number * entries * net.dtype.itemsize
+    most = max(one.number, other.number)
     for count in range(1, most + 1):
         size = -(-most // count)
-        if need(size) + result <= gib * 2**30:
+        if _need(net, (one,) if two is None and count == 1 else (one, other), size, entries) + result <= gib * 2**30:
             return size
+    need = _need(net, (one, other), 1, entries) + result
     raise BudgetError(
         "gib",
-        f"a need of {(need(1) + result) / 2**30:.3g} GiB, {result / 2**30:.3g} of them for the result",
+        f"a need of {need / 2**30:.3g} GiB, {result / 2**30:.3g} of them for the result",
         f"at most {gib:.3g} GiB",
         "use fewer inputs, empirical_ntk_trace or pseudo_ntk (K^2 times smaller), a net in float32, or raise gib=",
     )
 
 
-def _need(net: FiniteNet, one: Points, two: Points, entries: int) -> Callable[[int], int]:
-    """Estimated bytes of a pair of blocks, by their number of points."""
+def _need(net: FiniteNet, held: tuple[Points, ...], points: int, entries: int) -> int:
+    """Estimated bytes of the gradients of one or two blocks of points and of their overlap, its result included."""
     program = net.program
-    variables = sum(net.width * prod(program.grids()[s.out]) for s in program.statements)
+    variables = sum(net.width * prod(program.grids()[s.out]) for s in program.statements) * points
+    sides = [tangent.shapes(net.net, net.width, net.channels, len(p.directions), points) for p in held]
+    leaves = [v.size for v in jax.tree.leaves(sides)]
+    # the way back through a window holds the patches of every direction, once gathered and once to be scattered
     windowed = {s.matrix for s in program.products() if s.window is not None}
-
-    def need(points: int) -> int:
-        sides = [tangent.shapes(net.net, net.width, net.channels, len(p.directions), points) for p in (one, two)]
-        held = sum(v.size for v in jax.tree.leaves(sides))
-        # the way back through a window holds the patches of every direction
-        spread = max((tangent.directions(u) * u.right.size for s in sides for m in windowed for u in s[m]), default=0)
-        made = max(tangent.entries_made(net.net, m, a, b) for m, a, b in tangent.pairs_of_uses(*sides))
-        # adjoints and patches exist in two orders of their axes
-        return net.dtype.itemsize * (2 * (held + variables * points + spread + entries * points**2) + made)
-
-    return need
+    spread = sum(max((tangent.directions(u) * u.right.size for m in windowed for u in s[m]), default=0) for s in sides)
+    made = sum(tangent.entries_made(net.net, m, a, b) for m, a, b in tangent.pairs_of_uses(sides[0], sides[-1]))
+    # the largest of the gradients exists in two orders of its axes
+    return net.dtype.itemsize * (sum(leaves) + max(leaves) + len(held) * variables + 2 * spread + made + entries * points**2)
 
 
 def _finite(value: np.ndarray) -> np.ndarray:

@@ -60,15 +60,17 @@ def pseudo_ntk(net: FiniteNet, X: Any, X2: Any = None, probes: int = 4, seed: in
     mean = np.full((1, K), K**-0.5)
     kernel = between(net, Points(x, mean), None if x2 is None else Points(x2, mean), by_outputs, gib)[:, :, 0, 0]
     if 2 * probes >= K:
-        u = v = np.eye(K)
+        u = v = np.eye(K) * K**0.5
         seen = between(net, Points(x, u), None if x2 is None else Points(x2, v), by_outputs, gib)
     else:
         u, v = (_directions(rng, K, probes) for _ in range(2))
         seen = between(net, Points(x, u), Points(x if x2 is None else x2, v), by_outputs, gib)
-    missed = seen - kernel[:, :, None, None] * (u @ v.T)
-    missed, total = (np.sum(t**2, axis=(0, 1)) for t in (missed, seen))
-    error, stderr = _ratio(missed, total, 1 - len(u) / K)
-    return PseudoKernel(kernel, error, stderr, K)
+    aligned = u @ v.T
+    missed = seen - kernel[:, :, None, None] * aligned
+    error = np.sum(missed**2, axis=(0, 1))
+    # |Theta|^2 = K |kappa|^2 + 2 kappa.(Theta - kappa x I) + |Theta - kappa x I|^2, of which the first term needs no probes
+    total = K * np.sum(kernel**2) + 2 * aligned * np.einsum("mn,mnuv->uv", kernel, missed) + error
+    return PseudoKernel(kernel, *_ratio(error, total, 1 - len(u) / K), K)
 
 
 def _directions(rng: np.random.Generator, outputs: int, count: int) -> np.ndarray:
@@ -77,16 +79,16 @@ def _directions(rng: np.random.Generator, outputs: int, count: int) -> np.ndarra
     return (q * np.sign(np.diag(r)))[:, :count].T * outputs**0.5
 
 
-def _ratio(missed: np.ndarray, seen: np.ndarray, unseen: float) -> tuple[float, float]:
-    """sqrt(sum missed / sum seen) of arrays over pairs of probes, and its jackknife error over probes on either side.
+def _ratio(missed: np.ndarray, total: np.ndarray, unseen: float) -> tuple[float, float]:
+    """sqrt(sum missed / sum total) of arrays over pairs of probes, and its jackknife error over probes on either side.
 
     Args:
         unseen: share of the directions that no probe took; the error vanishes with it.
     """
-    count = len(seen)
-    value = float(np.sqrt(missed.sum() / seen.sum()))
+    count = len(total)
+    value = float(np.sqrt(missed.sum() / total.sum()))
     if not unseen:
         return value, 0.0
     keep = ~np.eye(count, dtype=bool)
-    left_out = [np.sqrt(missed[np.ix_(k, k)].sum() / seen[np.ix_(k, k)].sum()) for k in keep]
+    left_out = [np.sqrt(missed[np.ix_(k, k)].sum() / total[np.ix_(k, k)].sum()) for k in keep]
     return value, float(np.sqrt((count - 1) / count * np.sum((left_out - np.mean(left_out)) ** 2) * unseen))

@@ -43,33 +43,35 @@ class Sizes:
     rms: np.ndarray
 
 
-def sizes(values: np.ndarray, counts: np.ndarray | None = None) -> Sizes:
-    """Sizes of values (widths, seeds, ...), each without bias in its square.
-
-    Args:
-        counts: how often every seed is taken, (resamples, widths, seeds), whole numbers that sum to the number of seeds; the
-            sizes are then (resamples, widths). Products of a seed with itself are left out however often it is taken, or the
-            noise of the mean would come back in every resample.
-    """
-    widths, seeds = values.shape[:2]
-    x = values.reshape(widths, seeds, -1)
-    c = np.ones((1, widths, seeds)) if counts is None else counts
-    entries = x.shape[2]
-    own = np.einsum("wse,wse->ws", x, x) / entries
-    total = np.stack([c[:, w] @ x[w] for w in range(widths)], axis=1)
-    taken, twice = c.sum(axis=2), np.sum(c**2, axis=2)
-    square = np.einsum("bws,ws->bw", c, own) / taken
-    pairs = np.einsum("bwe,bwe->bw", total, total) / entries - np.einsum("bws,ws->bw", c**2, own)
-    mean = pairs / np.maximum(taken**2 - twice, 1e-300)
-    found = [np.sqrt(np.maximum(v, 0.0)) for v in (mean, square - mean, square)]
-    return Sizes(*(v[0] if counts is None else v for v in found))
+def sizes(values: np.ndarray) -> Sizes:
+    """Sizes of values (widths, seeds, ...), each without bias in its square."""
+    found = _weighted(values, np.ones((1, *values.shape[:2])))
+    return Sizes(found.mean[0], found.sd[0], found.rms[0])
 
 
 def resampled(values: np.ndarray, resamples: int, seed: int = 0) -> Sizes:
     """Sizes (resamples, widths) of bootstrap samples over seeds, drawn for every width apart as its nets are."""
     widths, seeds = values.shape[:2]
-    counts = np.random.default_rng(seed).multinomial(seeds, np.full(seeds, 1 / seeds), size=(resamples, widths))
-    return sizes(values, counts.astype(float))
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=(resamples, widths))
+    while (alone := counts.max(axis=2) == seeds).any():  # one seed alone has no spread
+        counts[alone] = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=int(alone.sum()))
+    return _weighted(values, counts.astype(float))
+
+
+def _weighted(values: np.ndarray, counts: np.ndarray) -> Sizes:
+    """Sizes (resamples, widths) where seeds count (resamples, widths, seeds) times.
+
+    The variance is that over pairs of different seeds, however often each counts: pairs of a seed with itself would bring the
+    noise of the mean back into every resample.
+    """
+    widths, seeds = values.shape[:2]
+    x = values.reshape(widths, seeds, -1)
+    own = np.mean(x**2, axis=2)
+    total = np.stack([counts[:, w] @ x[w] for w in range(widths)], axis=1)
+    square = np.einsum("bws,ws->bw", counts, own) / seeds
+    variance = (seeds**2 * square - np.mean(total**2, axis=2)) / (seeds**2 - np.sum(counts**2, axis=2))
+    return Sizes(*(np.sqrt(np.maximum(v, 0.0)) for v in (square - variance, variance, square)))
 
 
 def slope(widths: Sequence[int], size: np.ndarray, samples: np.ndarray, floor: np.ndarray) -> Slope | None:

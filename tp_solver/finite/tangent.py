@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from tp_solver.finite.dense import Array, Net, Numbers, Weights, patches
-from tp_solver.program.statements import Product
+from tp_solver.program.statements import Product, X
 
 
 class Sides(NamedTuple):
@@ -71,7 +71,8 @@ def outer_products(
     net: Net, values: Mapping[str, Array], adjoint: Mapping[str, Array], directions: Array, numbers: Numbers, points: int
 ) -> Gradients:
     """The gradients from variables and adjoints of all products but the output, whose adjoint is the direction itself."""
-    out: dict[str, tuple[Sides, ...]] = {}
+    out: Gradients = {}
+    directions = jnp.asarray(directions, values[X].dtype)
     for s in net.program.products():
         last = s.out == net.program.output
         above = (directions / numbers.gamma0)[:, :, None, None] if last else _by_point(adjoint[s.out], points)
@@ -222,10 +223,8 @@ def _common(gram: Array) -> Array:
 
 def entries_made(net: Net, matrix: str, a: Sides, b: Sides) -> int:
     """Entries of the arrays between the gradients and their inner product; shapes are enough for ``a`` and ``b``."""
-    match route(net, matrix, a, b):
-        case Route.STACKED:
-            return sum(directions(s) * s.right.shape[2] * s.left.shape[1] * s.right.shape[1] for s in (a, b))
-        case Route.OWN:
-            return 2 * gram_size(a, b) // a.right.shape[3]
-        case Route.GRAMS:
-            return 2 * gram_size(a, b)
+    way = route(net, matrix, a, b)
+    if way is Route.STACKED:
+        return sum(directions(s) * s.right.shape[2] * s.left.shape[1] * s.right.shape[1] for s in (a, b))
+    grams = sum(prod(len_ * points * positions for len_, _, points, positions in (u.shape, v.shape)) for u, v in zip(a, b, strict=True))
+    return grams // a.right.shape[3] if way is Route.OWN else grams
