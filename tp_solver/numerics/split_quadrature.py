@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from tp_solver.elementwise import lower
+from tp_solver.elementwise import COINCIDENT, lower
 from tp_solver.errors import ProgramError
 from tp_solver.numerics.pair import Dual, entrywise
 from tp_solver.numerics.pointwise import concrete, kinks, values
@@ -94,7 +94,8 @@ def _moments(g: sp.Expr, count: int, level: int, q: jax.Array) -> jax.Array:
 
 
 def _plane(f: sp.Expr, g: sp.Expr, level: int, q: jax.Array, qp: jax.Array, c: jax.Array) -> jax.Array:
-    rho = jnp.clip(c * _inverse_root(q) * _inverse_root(qp), -1.0, 1.0)
+    rho = c * _inverse_root(q) * _inverse_root(qp)
+    rho = jnp.where(jnp.abs(rho) > 1 - COINCIDENT * jnp.finfo(rho.dtype).eps, jnp.sign(rho), rho)
     shape = jnp.broadcast_shapes(jnp.shape(q), jnp.shape(qp), jnp.shape(c))
     entries = tuple(jnp.broadcast_to(v, shape).reshape(-1) for v in (q, qp, rho))
     if pieces(g) is None and pieces(f) is not None:
