@@ -58,16 +58,16 @@ def card_a1(quick: bool) -> None:
         ("erf, NNGP", NNGPKernel(*ERF)),
         ("relu, NTK (cannot be told apart)", TangentKernel(*RELU)),
     ):
-        start = time.perf_counter()
+        start = time.process_time()
         mean, std = KernelRegressor(kernel).fit(task.X, task.y).predict(task.X_test, return_std=True)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         variance, error = std[:, 0] ** 2, ((mean - task.y_test) ** 2).sum(axis=1)
         bins = np.array_split(np.argsort(variance), 20)
         binned = np.corrcoef(*([v[rows].mean() for rows in bins] for v in (variance, error)))[0, 1]
         row(f"{name}: accuracy", ">= 0.97", f"{np.mean(mean.argmax(axis=1) == task.y_test.argmax(axis=1)):.3f}")
         row(f"{name}: corr(variance, squared error)", ">= 0.4", f"{np.corrcoef(variance, error)[0, 1]:.3f}")
         row(f"{name}: the same over 20 bins", ">= 0.85", f"{binned:.3f}")
-        row(f"{name}: fit and predict", "< 5 s", f"{seconds:.1f} s")
+        row(f"{name}: fit and predict, compilation included", "< 5 s", f"{seconds:.1f} processor s")
 
 
 def width_trend(quick: bool) -> None:
