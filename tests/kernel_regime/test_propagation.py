@@ -263,7 +263,7 @@ def test_what_is_not_gaussian_is_refused(network):
         ({"rates": {"W0": 1.0, "W1": 1.0, "W9": 1.0}}, "rates"),
         ({"gram": np.ones((2, 3))}, "gram"),
         ({"gram": np.array([[1.0, 2.0], [0.0, 1.0]])}, "gram"),
-        ({"gram": np.array([[1.0, 2.0], [2.0, 1.0]])}, "c"),
+        ({"gram": np.array([[1.0, 2.0], [2.0, 1.0]])}, "gram"),
     ],
 )
 def test_bad_input(change, field):

@@ -231,11 +231,13 @@ class _Job(NamedTuple):
                 "memory", f"a need of {per_pair / 2**30:.3g} GiB for one pair of inputs", f"at most {self.memory:g} GiB",
                 "cut the positions by a stride or pooling of the inputs, take dtype='float32', or raise memory",
             )  # fmt: skip
-        fast = int((FAST_BYTES / self._pair_bytes) ** 0.5)
         # pairs of positions have work enough in a handful of inputs
-        wanted = max(fast, 8 if self.ready.kept.axes else 64)
-        side = max(1, min(wanted, int((budget / per_pair) ** 0.5)))
-        return min(side, self.shape[0]), min(side, self.shape[1])
+        wanted = max((FAST_BYTES / self._pair_bytes) ** 0.5, 8 if self.ready.kept.axes else 64)
+        side = _power_of_two_below(max(1.0, min(wanted, (budget / per_pair) ** 0.5)))
+        if self.ready.kept.axes:
+            return min(side, self.shape[0]), min(side, self.shape[1])
+        # few different shapes, as each is compiled anew
+        return tuple(min(side, 2 * _power_of_two_below(max(1, n - 1)) if n > 1 else 1) for n in self.shape)  # type: ignore[return-value]
 
     def require_results(self) -> None:
         n1, n2 = self.shape
@@ -332,6 +334,10 @@ def _range(net: Program, *sets: np.ndarray) -> tuple[int, int]:
     if not len(lengths):
         return 0, 0
     return int(np.floor(np.log2(lengths.min()))), int(np.ceil(np.log2(lengths.max())))
+
+
+def _power_of_two_below(size: float) -> int:
+    return 1 << int(np.log2(size))
 
 
 def _crossed(found: LayerKernels) -> KernelArrays:

@@ -7,19 +7,28 @@ positions are linear; everything else is a Gaussian expectation of two functions
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import sympy as sp
 
 from tp_solver.kernel_regime.fields import Field, Gaussian, Reading, Term
-from tp_solver.kernel_regime.pairs import Pairs, Positions, averaged, through, variances
-from tp_solver.numerics.duals import dual_function
+from tp_solver.kernel_regime.pairs import Pairs, Positions, averaged, constant, through, variances
 from tp_solver.program.statements import Pool, Product
 from tp_solver.symbols.activation import X
 
-Bound = Callable[[tuple[sp.Expr, Gaussian], jax.Array], float]
-"""An upper bound of the variances of a function's argument: given the function, its argument, and the variances at hand."""
+
+class Expectations(Protocol):
+    """How <F(h) F'(h')> is found."""
+
+    def bound(self, key: tuple[sp.Expr, Gaussian], variances: jax.Array) -> float:
+        """An upper bound of the variances of a function's argument: given the function, its argument, and the variances at hand."""
+        ...
+
+    def function(self, f: sp.Expr, g: sp.Expr, largest: float) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+        """E f(a) g(b) as a function of two variances and the covariance, for variances up to the largest."""
+        ...
 
 
 class Moments:
@@ -30,11 +39,13 @@ class Moments:
         data: moments of the data variables (inputs, the constant, the cotangent).
         scales: matrix -> standard deviation of its product per unit of <x x>.
         kept: how positions are stored.
-        bound: see :data:`Bound`.
+        expectations: see :class:`Expectations`.
     """
 
-    def __init__(self, reading: Reading, data: Mapping[str, Pairs], scales: Mapping[str, float], kept: Positions, bound: Bound) -> None:
-        self._reading, self._data, self._scales, self._kept, self._bound = reading, data, scales, kept, bound
+    def __init__(
+        self, reading: Reading, data: Mapping[str, Pairs], scales: Mapping[str, float], kept: Positions, expectations: Expectations
+    ) -> None:
+        self._reading, self._data, self._scales, self._kept, self._expectations = reading, data, scales, kept, expectations
         self._atoms: dict[tuple[str, str], Pairs | None] = {}
         self._duals: dict[tuple[Term, Term], Pairs | None] = {}
         for name in reading.sources:  # in program order, so that deep programs do not recurse deeply
@@ -114,13 +125,11 @@ class Moments:
         u, v = (self._covariance(term.forward, term.forward) for term in (s, t))
         c = self._covariance(s.forward, t.forward)
         like = next(m for m in (c, u, v, self._ones()) if m is not None)
-        zero = like.mapped(jnp.zeros_like)
+        zero = like.mapped(lambda a: np.zeros(a.shape, a.dtype))  # type: ignore[arg-type,return-value]
         (q1, q2), (p1, p2) = (variances(zero if m is None else m, self._kept) for m in (u, v))
-        largest = max(
-            self._bound((term.factor, term.forward), q)
-            for term, q in ((s, jnp.maximum(jnp.max(q1), jnp.max(q2))), (t, jnp.maximum(jnp.max(p1), jnp.max(p2))))
-        )
-        function = dual_function(s.factor, t.factor, largest)
+        sizes = ((s, q1), (s, q2), (t, p1), (t, p2))
+        largest = max(self._expectations.bound((term.factor, term.forward), q.max()) for term, q in sizes)
+        function = self._expectations.function(s.factor, t.factor, largest)
         i, j = self._sides()
         c = zero if c is None else c
         return Pairs(
@@ -141,7 +150,7 @@ class Moments:
 
     def _ones(self) -> Pairs:
         one = next(iter(self._data.values()))
-        return one.mapped(lambda a: jnp.ones(a.shape[: a.ndim - self._kept.axes] + (1,) * self._kept.axes, a.dtype))
+        return constant(one, self._kept)
 
 
 def _scaled(factor: float, moments: Pairs | None) -> Pairs | None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tp_solver.program.positions import Grid, Padding, Window
 
@@ -61,7 +62,7 @@ def inputs(x1: Array, x2: Array, grid: Grid, kept: Positions) -> Pairs:
 
 def constant(like: Pairs, kept: Positions) -> Pairs:
     """Ones, the same at all positions, for the points of ``like``."""
-    return like.mapped(lambda a: jnp.ones(a.shape[: a.ndim - kept.axes] + (1,) * kept.axes, a.dtype))
+    return like.mapped(lambda a: np.ones(a.shape[: a.ndim - kept.axes] + (1,) * kept.axes, a.dtype))  # type: ignore[arg-type,return-value]
 
 
 def variances(moments: Pairs, kept: Positions) -> tuple[Array, Array]:

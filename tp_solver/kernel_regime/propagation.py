@@ -12,20 +12,47 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
 from tp_solver import checks
 from tp_solver.errors import InputError
 from tp_solver.kernel_regime.fields import Gaussian, Reading, read
-from tp_solver.kernel_regime.moments import Bound, Moments
+from tp_solver.kernel_regime.moments import Expectations, Moments
 from tp_solver.kernel_regime.pairs import Pairs, Positions, constant, inputs, same_position, through
 from tp_solver.limit.transposition import COTANGENT, Backward, Pair, transpose
+from tp_solver.numerics.duals import Expectation, dual, dual_function
 from tp_solver.program.statements import ONE, Pool, Program, X
 
 SLACK = 1.5
 """Room above the largest variance seen in a survey, for inputs that were not surveyed."""
+
+
+@dataclass(frozen=True)
+class _Concrete:
+    """Expectations of arrays of numbers, without compiling the program; they note how large variances get."""
+
+    largest: dict[tuple[sp.Expr, Gaussian], float]
+
+    def bound(self, key: tuple[sp.Expr, Gaussian], variances: jax.Array) -> float:
+        self.largest[key] = max(self.largest.get(key, 0.0), SLACK * float(variances)) or 1.0
+        return self.largest[key]
+
+    def function(self, f: sp.Expr, g: sp.Expr, largest: float) -> Expectation:
+        return lambda *arrays: dual(f, g, *map(np.asarray, arrays))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """Expectations as jax functions, for variances as large as a survey found them."""
+
+    largest: dict[tuple[sp.Expr, Gaussian], float]
+
+    def bound(self, key: tuple[sp.Expr, Gaussian], variances: jax.Array) -> float:
+        return self.largest[key]
+
+    def function(self, f: sp.Expr, g: sp.Expr, largest: float) -> Expectation:
+        return dual_function(f, g, largest)
 
 
 class LayerKernels(NamedTuple):
@@ -83,28 +110,29 @@ class Propagation:
         """Learn how large the variances get at inputs of such squared lengths (per position); series and quadratures choose their
         length by it. One position is enough: variances are largest where all positions hold the same."""
 
-        def note(key: tuple[sp.Expr, Gaussian], q: jax.Array) -> float:
-            self.largest[key] = max(self.largest.get(key, 0.0), SLACK * float(q))
-            return self.largest[key]
+        q = np.asarray(squared_lengths, float)
+        self.concrete(Pairs(q, q[:1], np.sqrt(q)[:, None] * np.sqrt(q)[:1]))  # type: ignore[arg-type]
 
-        q = jnp.asarray(squared_lengths)
-        self._kernels(Pairs(q, q[:1], jnp.sqrt(q)[:, None] * jnp.sqrt(q)[:1]), Positions(0, False), note)
+    def concrete(self, data: Pairs) -> LayerKernels:
+        """Kernels of a program without a grid from arrays of numbers: slower for many inputs, but nothing is compiled anew."""
+        return self._kernels(data, Positions(0, False), _Concrete(self.largest))
 
     def kernels(self, data: Pairs) -> LayerKernels:
         """Kernels of inputs with these products; traceable by jax, once :meth:`survey` has seen inputs of that size."""
-        return self._kernels(data, self.kept, lambda key, _: self.largest[key])
+        return self._kernels(data, self.kept, _Traced(self.largest))
 
-    def _kernels(self, data: Pairs, kept: Positions, bound: Bound) -> LayerKernels:
+    def _kernels(self, data: Pairs, kept: Positions, expectations: Expectations) -> LayerKernels:
         ones = constant(data, kept)
-        moments = Moments(self.reading, {X: data, ONE: ones, COTANGENT: ones}, self.scales, kept, bound)
-        flat = Pairs(*(jnp.zeros(a.shape[: a.ndim - kept.axes], a.dtype) for a in data))
+        moments = Moments(self.reading, {X: data, ONE: ones, COTANGENT: ones}, self.scales, kept, expectations)
+        flat = data.mapped(lambda a: np.zeros(a.shape[: a.ndim - kept.axes], a.dtype))  # type: ignore[arg-type,return-value]
 
         def summed(m: Pairs | None, mean: bool = False) -> Pairs:
             """Over the positions i = j."""
             if m is None:
                 return flat
             axes = tuple(range(-kept.rank, 0))
-            return m.mapped(lambda a: (jnp.mean if mean else jnp.sum)(same_position(a, kept), axis=axes))
+            equal = m.mapped(lambda a: same_position(a, kept))
+            return equal.mapped(lambda a: a.mean(axis=axes) if mean else a.sum(axis=axes))
 
         uses: dict[str, list[Pair]] = defaultdict(list)
         for pair in self.backward.pairs:
@@ -129,7 +157,7 @@ class Propagation:
                 adjoint, argument = moments.of(p.adjoint, q.adjoint), moments.of(p.input, q.input)
                 if adjoint is not None and argument is not None:
                     seen = through(p.window, argument, kept, False)
-                    total = Pairs(*(t + jnp.sum(a * b, axis=axes) for t, a, b in zip(total, adjoint, seen, strict=True)))
+                    total = Pairs(*(t + (a * b).sum(axis=axes) for t, a, b in zip(total, adjoint, seen, strict=True)))
         return total
 
 
@@ -176,11 +204,8 @@ def propagate(program: Program, scales: Mapping[str, float], rates: Mapping[str,
     lowest = float(np.linalg.eigvalsh(gram)[0])
     if lowest < -1e-10 * np.abs(gram).max() * len(gram):
         raise InputError("gram", f"an eigenvalue {lowest:.3g}", "a positive semidefinite matrix", "gram is X @ X.T")
-    with jax.enable_x64(True):
-        data = Pairs(*(jnp.asarray(a) for a in (gram.diagonal(), gram.diagonal(), gram)))
-        ready.survey(gram.diagonal())
-        found = jax.jit(ready.kernels)(data)
-        whole: Any = jax.tree.map(_symmetric, found, is_leaf=lambda x: isinstance(x, Pairs))
+    found = ready.concrete(Pairs(gram.diagonal(), gram.diagonal(), gram))  # type: ignore[arg-type]
+    whole: Any = jax.tree.map(_symmetric, found, is_leaf=lambda x: isinstance(x, Pairs))
     return InitialKernels(whole.Phi, whole.G, whole.parts, whole.nngp)
 
 
