@@ -150,6 +150,8 @@ class WidthScan:
 
 
 def _target(path: Any) -> Path:
+    if not isinstance(path, (str, Path)):
+        raise InputError("path", path, "the path of a file", 'for example "scan.png"')
     target = Path(path)
     checks.one_of("path", target.suffix.lower(), (".png", ".pdf", ".svg"))
     if not target.parent.is_dir():
