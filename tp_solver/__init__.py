@@ -42,14 +42,51 @@ from tp_solver.symbols.activation import Activation, erf, gelu, leaky_relu, line
 
 if TYPE_CHECKING:
     from tp_solver.coordinates import CoordinateCheck, coordinate_check
+    from tp_solver.finite.empirical import empirical_ntk, empirical_ntk_trace
+    from tp_solver.finite.gaussianity import cumulants, mmd2
+    from tp_solver.finite.hierarchy import predicted_drift, second_kernel
+    from tp_solver.finite.jacobian import empirical_jacobian_ntk
+    from tp_solver.finite.linearised import LinearisedNet, linearise
+    from tp_solver.finite.minimiser import Minimiser, minimiser
+    from tp_solver.finite.network import FiniteNet, draw
+    from tp_solver.finite.optimisers import SGD, AdaGrad, Adam
+    from tp_solver.finite.path_dependence import path_dependence
+    from tp_solver.finite.pseudo import pseudo_ntk
+    from tp_solver.finite.robust import train_robustly
     from tp_solver.finite.simulate import simulate
+    from tp_solver.finite.twins import train_with_twin
+    from tp_solver.finite.width_scan import width_scan
     from tp_solver.kernel_regime.compute import KernelSet, kernel_blocks, kernel_function, kernels
+    from tp_solver.kernel_regime.critical_line import edge_of_chaos
+    from tp_solver.kernel_regime.depth import depth_analysis
+    from tp_solver.kernel_regime.dynamics import KernelDynamics
+    from tp_solver.kernel_regime.gaussian_process import log_marginal_likelihood
+    from tp_solver.kernel_regime.jacobian import jacobian_kernels
+    from tp_solver.kernel_regime.phase_diagram import phase_diagram
+    from tp_solver.kernel_regime.phases import Phase, fixed_point
+    from tp_solver.kernel_regime.regressor import KernelRegressor, NNGPKernel, TangentKernel
+    from tp_solver.kernel_regime.robust_training import robust_training
+    from tp_solver.kernel_regime.spectrum import critical_rate
+    from tp_solver.kernel_regime.symmetry import kernel_symmetry, learning_curve
+    from tp_solver.kernel_regime.uncertainty import (
+        anchored_ensemble,
+        compare_uncertainties,
+        deep_ensemble,
+        nngp_posterior,
+        ntk_gp,
+        random_network_distillation,
+        randomised_prior,
+        sample_then_optimise,
+    )
     from tp_solver.restore import load
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SGD",
     "Activation",
+    "AdaGrad",
+    "Adam",
     "BudgetError",
     "Comparison",
     "CoordinateCheck",
@@ -57,19 +94,26 @@ __all__ = [
     "D",
     "Ensemble",
     "FileFormatError",
+    "FiniteNet",
     "FixedPoint",
     "GradientDescent",
     "GradientFlow",
     "InputError",
+    "KernelDynamics",
     "KernelRegime",
+    "KernelRegressor",
     "KernelSet",
     "LimitEquations",
     "Linear",
+    "LinearisedNet",
     "Logistic",
     "March",
+    "Minimiser",
     "N",
+    "NNGPKernel",
     "Parameterization",
     "ParameterizationError",
+    "Phase",
     "Program",
     "ProgramError",
     "RangeError",
@@ -79,65 +123,170 @@ __all__ = [
     "SquaredError",
     "Status",
     "TPError",
+    "TangentKernel",
     "Task",
+    "anchored_ensemble",
     "average",
     "bias",
     "cnn",
     "compare",
+    "compare_uncertainties",
     "conv",
     "coordinate_check",
+    "critical_rate",
+    "cumulants",
+    "deep_ensemble",
     "dense",
+    "depth_analysis",
+    "draw",
+    "edge_of_chaos",
+    "empirical_jacobian_ntk",
+    "empirical_ntk",
+    "empirical_ntk_trace",
     "entrywise",
     "erf",
+    "fixed_point",
     "gelu",
     "global_pool",
     "hidden_matrix",
     "input_matrix",
     "integrable",
+    "jacobian_kernels",
     "kernel_blocks",
     "kernel_function",
+    "kernel_symmetry",
     "kernels",
     "leaky_relu",
+    "learning_curve",
     "limit",
     "linear",
+    "linearise",
     "load",
     "local",
+    "log_marginal_likelihood",
     "mean_field",
+    "minimiser",
     "mlp",
+    "mmd2",
     "muP",
+    "nngp_posterior",
     "ntk",
+    "ntk_gp",
+    "path_dependence",
+    "phase_diagram",
     "pool",
     "pooled",
+    "predicted_drift",
     "program",
+    "pseudo_ntk",
+    "random_network_distillation",
+    "randomised_prior",
     "readout",
     "regime",
     "relu",
+    "robust_training",
+    "sample_then_optimise",
     "save_ensemble",
+    "second_kernel",
     "simulate",
     "sin",
     "solve",
     "standard",
     "standard_1n",
     "tanh",
+    "train_robustly",
+    "train_with_twin",
+    "width_scan",
 ]
 
 _AT_FIRST_USE = {
-    "CoordinateCheck": "tp_solver.coordinates",
-    "coordinate_check": "tp_solver.coordinates",
-    "KernelSet": "tp_solver.kernel_regime.compute",
-    "kernel_blocks": "tp_solver.kernel_regime.compute",
-    "kernel_function": "tp_solver.kernel_regime.compute",
-    "kernels": "tp_solver.kernel_regime.compute",
-    "load": "tp_solver.restore",
-    "simulate": "tp_solver.finite.simulate",
+    "tp_solver.coordinates": (
+        "CoordinateCheck",
+        "coordinate_check",
+    ),
+    "tp_solver.finite.empirical": (
+        "empirical_ntk",
+        "empirical_ntk_trace",
+    ),
+    "tp_solver.finite.gaussianity": (
+        "cumulants",
+        "mmd2",
+    ),
+    "tp_solver.finite.hierarchy": (
+        "predicted_drift",
+        "second_kernel",
+    ),
+    "tp_solver.finite.jacobian": ("empirical_jacobian_ntk",),
+    "tp_solver.finite.linearised": (
+        "LinearisedNet",
+        "linearise",
+    ),
+    "tp_solver.finite.minimiser": (
+        "Minimiser",
+        "minimiser",
+    ),
+    "tp_solver.finite.network": (
+        "FiniteNet",
+        "draw",
+    ),
+    "tp_solver.finite.optimisers": (
+        "SGD",
+        "AdaGrad",
+        "Adam",
+    ),
+    "tp_solver.finite.path_dependence": ("path_dependence",),
+    "tp_solver.finite.pseudo": ("pseudo_ntk",),
+    "tp_solver.finite.robust": ("train_robustly",),
+    "tp_solver.finite.simulate": ("simulate",),
+    "tp_solver.finite.twins": ("train_with_twin",),
+    "tp_solver.finite.width_scan": ("width_scan",),
+    "tp_solver.kernel_regime.compute": (
+        "KernelSet",
+        "kernel_blocks",
+        "kernel_function",
+        "kernels",
+    ),
+    "tp_solver.kernel_regime.critical_line": ("edge_of_chaos",),
+    "tp_solver.kernel_regime.depth": ("depth_analysis",),
+    "tp_solver.kernel_regime.dynamics": ("KernelDynamics",),
+    "tp_solver.kernel_regime.gaussian_process": ("log_marginal_likelihood",),
+    "tp_solver.kernel_regime.jacobian": ("jacobian_kernels",),
+    "tp_solver.kernel_regime.phase_diagram": ("phase_diagram",),
+    "tp_solver.kernel_regime.phases": (
+        "Phase",
+        "fixed_point",
+    ),
+    "tp_solver.kernel_regime.regressor": (
+        "KernelRegressor",
+        "NNGPKernel",
+        "TangentKernel",
+    ),
+    "tp_solver.kernel_regime.robust_training": ("robust_training",),
+    "tp_solver.kernel_regime.spectrum": ("critical_rate",),
+    "tp_solver.kernel_regime.symmetry": (
+        "kernel_symmetry",
+        "learning_curve",
+    ),
+    "tp_solver.kernel_regime.uncertainty": (
+        "anchored_ensemble",
+        "compare_uncertainties",
+        "deep_ensemble",
+        "nngp_posterior",
+        "ntk_gp",
+        "random_network_distillation",
+        "randomised_prior",
+        "sample_then_optimise",
+    ),
+    "tp_solver.restore": ("load",),
 }
-"""Names whose modules import jax, which alone takes longer than everything else here."""
+"""Names by modules that import jax, which alone takes longer than everything else here."""
+_HOME = {name: module for module, names in _AT_FIRST_USE.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _AT_FIRST_USE:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_AT_FIRST_USE[name]), name)
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
