@@ -1,0 +1,174 @@
+"""A net with its layer repeated: outputs at chosen depths, and the rate of approach at depths that suit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tp_solver.errors import ProgramError
+from tp_solver.kernel_regime.correlation_map import Coefficients, Fields, LayerMap, Means, homogeneous, resolved
+from tp_solver.kernel_regime.depth_rates import DepthRate, EdgeExpansion, Law, edge_expansion, fit_exponent, fit_ratio
+from tp_solver.kernel_regime.phases import FixedPoint, depth_scale
+from tp_solver.kernel_regime.repeated_layer import DeepNet
+from tp_solver.kernel_regime.variance_map import EDGE_WIDTH, GRID, Fate, summed
+
+FAR = 100_000
+"""Depth to which an algebraic approach is followed for its rate."""
+SAMPLES = 20
+"""Chebyshev nodes at small angles for the expansion of the backward factor."""
+
+
+class Outputs(NamedTuple):
+    """At each depth: log diagonals (T, n); correlation, ratio and angle of the pairs (T, P)."""
+
+    log_nngp: np.ndarray
+    log_ntk: np.ndarray
+    correlation: np.ndarray
+    ratio: np.ndarray
+    angle: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Repetition:
+    """A net, its first fields, and its layer ready to be repeated. All work is done in float64: call under ``jax.enable_x64``."""
+
+    net: DeepNet
+    start: Fields
+    layer: LayerMap
+    coefficients: Callable[[jax.Array], Coefficients]
+    advance: Callable[[Fields, Coefficients, int], tuple[Fields, Coefficients]]
+    readout: Callable[[Fields], tuple[jax.Array, ...]]
+
+    @classmethod
+    def prepare(cls, net: DeepNet, start: Fields, fixed: FixedPoint, depth: int) -> Repetition:
+        """Compile the layer for variances up to the largest that this net will see.
+
+        Raises:
+            ProgramError: if the variance leaves float64.
+        """
+        layer = net.layer
+        free = all(homogeneous(b.function) for b in layer.branches)
+        largest = 1.0 if free else largest_variance(net, float(np.exp(np.max(start.log_q))), fixed, max(depth, FAR))
+        i, j = np.triu_indices(len(start.log_q), 1)
+        pairs = tuple(map(int, i)), tuple(map(int, j))
+        first = np.asarray(start.log_q)
+        typical = first if free or not 0 < fixed.q < np.inf else np.maximum(first, np.log(fixed.q))
+        repeated = resolved(lambda size: LayerMap(layer, largest, pairs, size), typical)
+        compiled = (jax.jit(f) for f in (repeated.coefficients, repeated.advance, cls._readout(net, repeated)))
+        return cls(net, Fields(*map(jnp.asarray, start)), repeated, *compiled)
+
+    def outputs(self, depths: np.ndarray) -> Outputs:
+        """At these depths, increasing.
+
+        Raises:
+            ProgramError: if the variance leaves float64.
+        """
+        fields, at = self.start, 1
+        coefficients = self.coefficients(fields.log_q)
+        rows = []
+        for depth in depths:
+            fields, coefficients = self.advance(fields, coefficients, int(depth) - at)
+            at = int(depth)
+            row = [np.asarray(v) for v in (*self.readout(fields), fields.angle)]
+            if not all(np.all(np.isfinite(v)) for v in row):
+                raise ProgramError(
+                    "depth_analysis", f"numbers beyond float64 at depth {at}", "a variance that float64 holds",
+                    "fewer layers, or a weight scale in the ordered phase",
+                )  # fmt: skip
+            rows.append(row)
+        return Outputs(*(np.stack(v) for v in zip(*rows, strict=True)))
+
+    @staticmethod
+    def _readout(net: DeepNet, layer: LayerMap) -> Callable[[Fields], tuple[jax.Array, ...]]:
+        branch = net.readout
+        means = Means(branch, layer.largest, layer.free and homogeneous(branch.function))
+        i, j = layer.indices
+
+        def outputs(fields: Fields) -> tuple[jax.Array, ...]:
+            log_q, angle, excess, ratio = fields
+            one, cosine, first, second = jnp.ones_like(log_q), jnp.cos(angle), log_q[i], log_q[j]
+            per_source = -excess if means.free else -fields.log_ntk
+            own, shared = means.pair(0, log_q, log_q, one), means.pair(0, first, second, cosine)
+            back, shared_back = means.pair(1, log_q, log_q, one), means.pair(1, first, second, cosine)
+            gain = branch.weight * back + branch.rate * own * jnp.exp(per_source)
+            between = branch.weight * shared_back * ratio + branch.rate * shared * jnp.exp((per_source[i] + per_source[j]) / 2)
+            return (
+                jnp.log(branch.weight * own) + means.amplitude(log_q),
+                fields.log_ntk + jnp.log(gain),
+                shared / jnp.sqrt(own[i] * own[j]),
+                between / jnp.sqrt(gain[i] * gain[j]),
+            )
+
+        return outputs
+
+    def measure(self, fixed: FixedPoint) -> DepthRate:
+        """The rate at which the tangent kernel approaches its limit, at depths that show it."""
+        if fixed.c == 1 and abs(fixed.chi_1 / fixed.growth - 1) <= EDGE_WIDTH:
+            return self._algebraic(self.expansion(fixed))
+        if fixed.c is None:
+            return self._algebraic(None)
+        length = depth_scale(fixed.chi_1 / fixed.unit)
+        if fixed.chi_1 < fixed.unit:
+            return self._collapse(length, float(np.log(fixed.chi_1)))
+        layers = np.unique(np.linspace(10, 10 + max(20, 20 * length), 40).astype(int))
+        logs = self.outputs(layers - 1).log_ntk - layers[:, None] * np.log(fixed.unit)
+        return fit_exponent(Law.EXPLOSION, layers, logs, float(np.log(fixed.chi_1 / fixed.unit)))
+
+    def _algebraic(self, expansion: EdgeExpansion | None) -> DepthRate:
+        law = Law.LOGARITHM if expansion is None else expansion.law
+        layers = np.unique(np.geomspace(FAR / 100, FAR, 40).round().astype(int))
+        ratio = self.outputs(layers - 1).ratio
+        if expansion is not None and expansion.law is Law.NONE:
+            return DepthRate(Law.NONE, None, None, 0.0, 0.0, None, None, layers, ratio)
+        return fit_ratio(law, layers, ratio, expansion)
+
+    def _collapse(self, length: float, predicted: float) -> DepthRate:
+        """log of |mean of the two diagonal entries - the other entry| / L, between transients and rounding."""
+        layers = np.unique(np.linspace(max(4, 5 * length), max(12, 22 * length), 40).round().astype(int))
+        out = self.outputs(layers - 1)
+        i, j = self.layer.indices
+        mean = (out.log_ntk[:, i] + out.log_ntk[:, j]) / 2
+        uneven = np.cosh((out.log_ntk[:, i] - out.log_ntk[:, j]) / 2)
+        gap = np.abs(uneven - out.ratio)
+        clear = np.all(gap > 1e-12, axis=1)
+        with np.errstate(divide="ignore"):
+            logs = np.log(gap) + mean - np.log(layers)[:, None]
+        if clear.sum() < 3:
+            return fit_exponent(Law.COLLAPSE, layers[:3], logs[:3], predicted)
+        return fit_exponent(Law.COLLAPSE, layers[clear], logs[clear], predicted)
+
+    def expansion(self, fixed: FixedPoint) -> EdgeExpansion | None:
+        """What the layer itself says about the approach; None where the variance does not come to rest at a positive value."""
+        if not self.layer.free and not 0 < fixed.q < np.inf:
+            return None
+        log_q = np.zeros(1) if self.layer.free else np.full(1, np.log(fixed.q))
+        width = 0.5 / max(1.0, float(np.exp(log_q[0] / 2)))
+        x = np.cos(np.pi * (np.arange(SAMPLES) + 0.5) / SAMPLES)
+        factor = jax.jit(self.layer.small_angles)(jnp.asarray(log_q), jnp.asarray(np.cos(width * (x + 1) / 2)))
+        return edge_expansion(np.polynomial.chebyshev.chebfit(x, np.asarray(factor), SAMPLES - 1), width)
+
+
+def largest_variance(net: DeepNet, start: float, fixed: FixedPoint, depth: int) -> float:
+    """A bound of the variances within ``depth`` layers.
+
+    Raises:
+        ProgramError: if that is beyond what activations can be evaluated at.
+    """
+    if fixed.fate is not Fate.DIVERGES:
+        q = np.array([max(start, fixed.q, 1e-6)])
+        # one layer more, for variances that jump
+        layer = net.layer
+        after = layer.skip**2 * q + summed(tuple((b.function, b.weight) for b in layer.branches), q)[0] + layer.bias
+        return 1.5 * float(max(q[0], after[0]))
+    layer = net.layer
+    second = summed(tuple((b.function, b.weight) for b in layer.branches), GRID)[0]
+    with np.errstate(all="ignore"):
+        step = np.maximum((layer.skip**2 - 1) * GRID + second + layer.bias, 0.0)
+        spent = np.cumsum(np.diff(GRID) / np.maximum(step[:-1], step[1:]) * (GRID[1:] > start))
+    within = np.flatnonzero(spent <= depth)
+    return float(2 * GRID[min(len(GRID) - 1, (within[-1] if len(within) else 0) + 2)])
