@@ -289,7 +289,7 @@ def _draw_losses(twins: Twins, ax: Axes) -> None:
         ax.plot(times, twin, color=colour, linewidth=1.1, linestyle=(0, (3, 2)))
     ax.set_yscale("log")
     start, low = twins.loss[..., 0].max(), np.nanmin(_drawable(twins.loss))
-    ax.set_ylim(max(low / 3, 1e-12 * start), 30 * max(start, np.nanmax(np.where(twins.loss < 100 * start, twins.loss, 0.0))))
+    ax.set_ylim(max(low / 3, 1e-12 * start), 5 * max(start, np.nanmax(np.where(twins.loss < 100 * start, twins.loss, 0.0))))
     _time_axis(ax, times)
     ax.set(xlabel=name, ylabel="training loss", title="nets (lines) and twins (dashed), geometric means")
     ax.legend(frameon=False, fontsize=8)
