@@ -10,7 +10,7 @@ import sympy as sp
 from scipy.integrate import quad
 
 import tp_solver as tp
-from tp_solver.errors import BudgetError, InputError
+from tp_solver.errors import InputError
 from tp_solver.finite import empirical, hierarchy, tangent
 from tp_solver.finite.empirical import Points, by_outputs, empirical_ntk, empirical_ntk_trace
 from tp_solver.finite.experiment import precision
