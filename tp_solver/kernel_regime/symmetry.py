@@ -11,6 +11,7 @@ import numpy as np
 from tp_solver import checks
 from tp_solver.errors import InputError
 from tp_solver.kernel_regime.compute import KernelSet, kernels
+from tp_solver.kernel_regime.gaussian_process import factorise
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.positions import channels_of
 from tp_solver.program.statements import Program
@@ -177,7 +178,7 @@ def learning_curve(
         seed: of the orders.
 
     Raises:
-        InputError: for malformed data, more samples than points, or a kernel that is singular without a ridge.
+        InputError: for malformed data, more samples than points, or labels that a singular kernel cannot fit.
     """
     X, y = checks.array("X", X, ndim=(2,)), checks.array("y", y, ndim=(1,))
     X_test, y_test = checks.array("X_test", X_test, ndim=(2,)), checks.array("y_test", y_test, ndim=(1,))
@@ -203,14 +204,9 @@ def learning_curve(
 
 
 def _solved(kernel: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
-    from scipy.linalg import LinAlgError, cho_factor, cho_solve
-
-    try:
-        return cho_solve(cho_factor(kernel + ridge * np.trace(kernel) / len(kernel) * np.eye(len(kernel))), y)
-    except LinAlgError as error:
-        raise InputError(
-            "ridge", ridge, "a positive ridge for a singular kernel", "repeated points, or more points than the kernel has rank"
-        ) from error
+    factor = factorise(kernel, ridge * float(np.trace(kernel)) / len(kernel))
+    factor.require_in_range("y", y[:, None])
+    return factor.solve(y[:, None])[:, 0]
 
 
 def _orthogonal(rng: np.random.Generator, n: int) -> np.ndarray:
