@@ -121,11 +121,11 @@ def test_blocks_are_one_block():
     points = RNG.standard_normal((11, 8))
     full = empirical_ntk(finite, points)
     sets = Points(finite.columns("X", points), np.eye(2))
-    budgets = {empirical._block_size(finite, sets, None, by_outputs, gib): gib for gib in np.geomspace(1.5e-5, 4e-5, 40)}
+    budgets = {empirical._block_size(finite, sets, None, by_outputs, memory): memory for memory in np.geomspace(1.5e-5, 4e-5, 40)}
     assert {4, 11} <= set(budgets)
-    np.testing.assert_allclose(empirical_ntk(finite, points, gib=budgets[4]), full, atol=1e-13)
-    np.testing.assert_allclose(empirical_ntk(finite, points, points[:3], gib=budgets[4]), full[:, :3], atol=1e-13)
-    np.testing.assert_allclose(empirical_ntk_trace(finite, points, gib=1e-5), np.einsum("mnkk->mn", full) / 2, atol=1e-13)
+    np.testing.assert_allclose(empirical_ntk(finite, points, memory=budgets[4]), full, atol=1e-13)
+    np.testing.assert_allclose(empirical_ntk(finite, points, points[:3], memory=budgets[4]), full[:, :3], atol=1e-13)
+    np.testing.assert_allclose(empirical_ntk_trace(finite, points, memory=1e-5), np.einsum("mnkk->mn", full) / 2, atol=1e-13)
 
 
 @pytest.mark.parametrize("net", PROGRAMS, ids=lambda p: p.name)
@@ -260,8 +260,8 @@ BAD = {
     "a NaN in the points": (lambda: empirical_ntk(NET, X * np.nan), "X", "non-finite"),
     "a vector of points": (lambda: empirical_ntk(NET, X[0]), "X", "(8,)"),
     "other points of another dimension": (lambda: empirical_ntk_trace(NET, X, X[:, :5]), "X2", "dimension 5"),
-    "no memory": (lambda: empirical_ntk(NET, X, gib=0), "gib", "0"),
-    "too little memory": (lambda: empirical_ntk(NET, X, gib=1e-9), "gib", "GiB"),
+    "no memory": (lambda: empirical_ntk(NET, X, memory=0), "memory", "0"),
+    "too little memory": (lambda: empirical_ntk(NET, X, memory=1e-9), "memory", "GiB"),
     "one probe": (lambda: pseudo_ntk(NET, X, probes=1), "probes", "1"),
     "labels of another length": (lambda: predicted_drift(NET, X, np.ones(3), 1.0), "y", "(3,)"),
     "a negative time": (lambda: predicted_drift(NET, X, np.ones(5), -1.0), "time", "-1.0"),

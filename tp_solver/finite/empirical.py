@@ -23,8 +23,8 @@ from tp_solver.finite.experiment import precision
 from tp_solver.finite.network import FiniteNet, on_host
 from tp_solver.finite.tangent import Gradients
 
-GIB = 2.0
-"""Default memory budget."""
+MEMORY = 4.0
+"""Default memory budget in GiB."""
 
 Overlap = Callable[[Net, Gradients, Gradients, Numbers], Array]
 
@@ -39,7 +39,7 @@ def averaged(net: Net, one: Gradients, two: Gradients, numbers: Numbers) -> Arra
     return tangent.trace(net, one, two, numbers) / net.outputs
 
 
-def empirical_ntk(net: FiniteNet, X: Any, X2: Any = None, gib: float = GIB) -> np.ndarray:
+def empirical_ntk(net: FiniteNet, X: Any, X2: Any = None, memory: float = MEMORY) -> np.ndarray:
     """The tangent kernel of a finite net by structured derivatives, in blocks of points.
 
     Per use of a hidden matrix it costs 2 K P n^2 operations for the adjoints and 2 n (K P)^2 for the inner products; the readout,
@@ -49,7 +49,7 @@ def empirical_ntk(net: FiniteNet, X: Any, X2: Any = None, gib: float = GIB) -> n
         net: from :func:`draw`.
         X: inputs (n1, D).
         X2: inputs (n2, D); X by default, which halves the work over several blocks.
-        gib: memory budget in GiB, the result included.
+        memory: GiB that the result and the work may take.
 
     Returns:
         (n1, n2, K, K); entry [m, n, k, l] belongs to f_k(X_m) and f_l(X2_n).
@@ -58,15 +58,15 @@ def empirical_ntk(net: FiniteNet, X: Any, X2: Any = None, gib: float = GIB) -> n
         InputError: for malformed inputs, or a net that has left the finite numbers.
         BudgetError: if the result and one block of a single point do not fit.
     """
-    return _checked(net, X, X2, gib, by_outputs)
+    return _checked(net, X, X2, memory, by_outputs)
 
 
-def empirical_ntk_trace(net: FiniteNet, X: Any, X2: Any = None, gib: float = GIB) -> np.ndarray:
+def empirical_ntk_trace(net: FiniteNet, X: Any, X2: Any = None, memory: float = MEMORY) -> np.ndarray:
     """The tangent kernel averaged over outputs, ``sum_k Theta[m, n, k, k] / K``, shape (n1, n2).
 
     Arguments and errors as :func:`empirical_ntk`; K P n^2 for the adjoints outweighs everything else.
     """
-    return _checked(net, X, X2, gib, averaged)
+    return _checked(net, X, X2, memory, averaged)
 
 
 class Points(NamedTuple):
@@ -81,11 +81,11 @@ class Points(NamedTuple):
         return self.x.shape[1]
 
 
-def _checked(net: Any, X: Any, X2: Any, gib: Any, overlap: Overlap) -> np.ndarray:
-    net, gib = checked_net(net), checked_budget(gib)
+def _checked(net: Any, X: Any, X2: Any, memory: Any, overlap: Overlap) -> np.ndarray:
+    net, memory = checked_net(net), checked_budget(memory)
     each = np.eye(net.outputs)
     two = None if X2 is None else Points(net.columns("X2", X2), each)
-    return between(net, Points(net.columns("X", X), each), two, overlap, gib)
+    return between(net, Points(net.columns("X", X), each), two, overlap, memory)
 
 
 def checked_net(net: Any) -> FiniteNet:
@@ -93,15 +93,15 @@ def checked_net(net: Any) -> FiniteNet:
     return checks.instance("net", net, FiniteNet, "a finite net", "draw one: tp.draw(net, parameterization, dimension, width)")
 
 
-def checked_budget(gib: Any) -> float:
+def checked_budget(memory: Any) -> float:
     """A number of GiB above zero."""
-    return checks.number("gib", gib, above=0.0, hint="gib is the memory budget in GiB, e.g. 2.0")
+    return checks.number("memory", memory, above=0.0, hint="memory is a number of GiB, e.g. 4.0")
 
 
-def between(net: FiniteNet, one: Points, two: Points | None, overlap: Overlap, gib: float) -> np.ndarray:
+def between(net: FiniteNet, one: Points, two: Points | None, overlap: Overlap, memory: float) -> np.ndarray:
     """An overlap of gradients between two sets of points (or one and itself), from as few blocks as the budget allows."""
     most = max(p.number for p in (one, two) if p is not None)
-    size = _block_size(net, one, two, overlap, gib)
+    size = _block_size(net, one, two, overlap, memory)
     with precision():
         if size >= most or is_traced(net):
             return _finite(on_host(_one_block(net, one, two, overlap)))
@@ -160,7 +160,7 @@ def _blocks(points: Points, size: int) -> Iterator[tuple[int, Points]]:
         yield start, points._replace(x=jnp.pad(block, ((0, 0), (0, size - block.shape[1])), mode="edge"))
 
 
-def _block_size(net: FiniteNet, one: Points, two: Points | None, overlap: Overlap, gib: float) -> int:
+def _block_size(net: FiniteNet, one: Points, two: Points | None, overlap: Overlap, memory: float) -> int:
     """Points per block, as even as the budget allows.
 
     Raises:
@@ -172,14 +172,14 @@ def _block_size(net: FiniteNet, one: Points, two: Points | None, overlap: Overla
     most = max(one.number, other.number)
     for count in range(1, most + 1):
         size = -(-most // count)
-        if _need(net, (one,) if two is None and count == 1 else (one, other), size, entries) + result <= gib * 2**30:
+        if _need(net, (one,) if two is None and count == 1 else (one, other), size, entries) + result <= memory * 2**30:
             return size
     need = _need(net, (one, other), 1, entries) + result
     raise BudgetError(
-        "gib",
+        "memory",
         f"a need of {need / 2**30:.3g} GiB, {result / 2**30:.3g} of them for the result",
-        f"at most {gib:.3g} GiB",
-        "use fewer inputs, empirical_ntk_trace or pseudo_ntk (K^2 times smaller), a net in float32, or raise gib=",
+        f"at most {memory:.3g} GiB",
+        "use fewer inputs, empirical_ntk_trace or pseudo_ntk (K^2 times smaller), a net in float32, or raise memory=",
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tp_solver import checks
-from tp_solver.finite.empirical import GIB, Points, between, by_outputs, checked_budget, checked_net
+from tp_solver.finite.empirical import MEMORY, Points, between, by_outputs, checked_budget, checked_net
 from tp_solver.finite.network import FiniteNet
 
 
@@ -33,7 +33,7 @@ class PseudoKernel:
         return f"PseudoKernel({n1} x {n2} for {self.outputs} outputs, relative error {self.error:.3g} +- {self.error_stderr:.1g})"
 
 
-def pseudo_ntk(net: FiniteNet, X: Any, X2: Any = None, probes: int = 4, seed: int = 0, gib: float = GIB) -> PseudoKernel:
+def pseudo_ntk(net: FiniteNet, X: Any, X2: Any = None, probes: int = 4, seed: int = 0, memory: float = MEMORY) -> PseudoKernel:
     """The kernel of grad ``K^(-1/2) sum_k f_k`` (Mohamadi, Bae & Sutherland 2022, arXiv 2206.12543), with an error estimate.
 
     The error is O(n^(-1/2)) at initialisation for nets with a wide linear readout; after training nothing is promised, which is
@@ -46,25 +46,25 @@ def pseudo_ntk(net: FiniteNet, X: Any, X2: Any = None, probes: int = 4, seed: in
         probes: directions on either side, at least 2; the cost is that of 1 + 2 probes outputs. All K directions are taken
             where that is cheaper, and the error is then exact.
         seed: of the directions.
-        gib: memory budget in GiB.
+        memory: GiB that the work may take.
 
     Raises:
         InputError, BudgetError: as :func:`tp_solver.empirical_ntk`.
     """
-    net, gib = checked_net(net), checked_budget(gib)
+    net, memory = checked_net(net), checked_budget(memory)
     probes = checks.integer("probes", probes, minimum=2)
     rng = np.random.default_rng(checks.integer("seed", seed, minimum=0))
     x = net.columns("X", X)
     x2 = None if X2 is None else net.columns("X2", X2)
     K = net.outputs
     mean = np.full((1, K), K**-0.5)
-    kernel = between(net, Points(x, mean), None if x2 is None else Points(x2, mean), by_outputs, gib)[:, :, 0, 0]
+    kernel = between(net, Points(x, mean), None if x2 is None else Points(x2, mean), by_outputs, memory)[:, :, 0, 0]
     if 2 * probes >= K:
         u = v = np.eye(K) * K**0.5
-        seen = between(net, Points(x, u), None if x2 is None else Points(x2, v), by_outputs, gib)
+        seen = between(net, Points(x, u), None if x2 is None else Points(x2, v), by_outputs, memory)
     else:
         u, v = (_directions(rng, K, probes) for _ in range(2))
-        seen = between(net, Points(x, u), Points(x if x2 is None else x2, v), by_outputs, gib)
+        seen = between(net, Points(x, u), Points(x if x2 is None else x2, v), by_outputs, memory)
     aligned = u @ v.T
     missed = seen - kernel[:, :, None, None] * aligned
     error = np.sum(missed**2, axis=(0, 1))
