@@ -5,9 +5,10 @@ All functions carry a leading axis of nets ("lanes"); only the weights, the rows
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -169,9 +170,30 @@ def layer_fields(net: Net, weights: Weights, numbers: Numbers, data: Data) -> Ar
 
     def one(w: Weights) -> Array:
         values = net.variables(w, numbers, data.X)
-        return jnp.stack([values[layer.pre] for layer in net.program.layers])
+        return jnp.stack(_rows_of_positions(net, values, [layer.pre for layer in net.program.layers], mean=True))
 
     return jax.vmap(one)(weights)
+
+
+def _rows_of_positions(net: Net, values: Mapping[str, Array], names: Sequence[str], mean: bool) -> list[Array]:
+    """Variables (n, P J) over a grid as (n J', P), scaled so that 1/(n J') times a scalar product of columns is 1/n times the sum
+    (mean) over positions and sites; J' is the largest number of positions, the rest is zeros."""
+    grids = net.program.grids()
+    counts = [prod(grids[v]) for v in names]
+    out = []
+    for name, count in zip(names, counts, strict=True):
+        v = values[name]
+        rows = v.reshape(len(v), -1, count).swapaxes(1, 2).reshape(len(v) * count, -1)
+        scale = (max(counts) / (count if mean else 1)) ** 0.5
+        missing = len(v) * (max(counts) - count)
+        out.append(rows if scale == 1 and not missing else jnp.pad(scale * rows, ((0, missing), (0, 0))))
+    return out
+
+
+def _first_position(net: Net, values: Mapping[str, Array], names: Sequence[str], sites: int) -> list[Array]:
+    """Some sites of variables over a grid at its first position, (sites, P)."""
+    grids = net.program.grids()
+    return [values[v].reshape(len(values[v]), -1, prod(grids[v]))[:sites, :, 0] for v in names]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -200,10 +222,11 @@ def look(net: Net, sites: int, weights: Weights, base: Base, numbers: Numbers, d
         else:
             slope = jax.grad(lambda shifts: jnp.mean(net.point_loss(predictions(shifts) - base.f, data.y)))(zeros)
             signal = {v: -slope[v] for v in names}
-        g = numbers.backward * jnp.stack([signal[layer.pre] for layer in layers])
-        z = numbers.backward * jnp.stack([signal[layer.post][:sites] for layer in layers])
-        h = jnp.stack([values[layer.pre][:sites] for layer in layers])
-        phi = jnp.stack([values[layer.post] for layer in layers])
+        pre, post = [layer.pre for layer in layers], [layer.post for layer in layers]
+        g = numbers.backward * jnp.stack(_rows_of_positions(net, signal, pre, mean=False))
+        z = numbers.backward * jnp.stack(_first_position(net, signal, post, sites))
+        h = jnp.stack(_first_position(net, values, pre, sites))
+        phi = jnp.stack(_rows_of_positions(net, values, post, mean=True))
         uses = tangent.outer_products(net, values, each, directions, numbers, data.X.shape[1])
         return Look(phi, g, tangent.kernel(net, uses, uses, numbers), h, z)
 

@@ -52,7 +52,7 @@ class Window:
 
     def __post_init__(self) -> None:
         for axis, (n, k, s) in enumerate(zip(self.inputs, self.size, self.stride, strict=True)):
-            if k > n:
+            if k > n and self.padding is not Padding.ZERO:
                 raise ProgramError(
                     f"window axis {axis}",
                     f"size {k} on {n} positions",
