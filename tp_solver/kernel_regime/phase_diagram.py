@@ -110,8 +110,10 @@ class PhaseDiagram:
             path: where to save the figure (the suffix decides the format), or None.
 
         Raises:
-            InputError: for a path whose folder does not exist, or an unknown suffix.
+            InputError: for a path whose folder does not exist, an unknown suffix, or a diagram of a single weight or bias scale.
         """
+        if min(len(self.weight_scales), len(self.bias_scales)) < 2:
+            raise InputError("plot", "a single weight or bias scale", "at least two of each", "print it instead")
         from tp_solver.kernel_regime.depth_figures import phase_figure, saved
 
         return saved(phase_figure(self), path)
