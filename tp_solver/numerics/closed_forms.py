@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import sympy as sp
+from sympy.simplify.fu import TR8
 
 from tp_solver.symbols.activation import X
 from tp_solver.symbols.functions import arcsine, arcsine_integral, damped_cosh, damped_sinh, inverse_root, root
@@ -155,11 +156,24 @@ def parse(f: sp.Expr) -> tuple[Term, ...]:
         NoClosedForm: if f is not such a sum.
     """
     f = f.replace(lambda e: isinstance(e, (sp.Max, sp.Min)) and len(e.args) == 2, _as_abs)
+    f = f.replace(sp.Piecewise, _as_steps)
     f = f.replace(sp.Heaviside, lambda u, *_: (1 + sp.sign(u)) / 2).replace(sp.erfc, lambda u: 1 - sp.erf(u))
     f = f.replace(lambda e: isinstance(e, (sp.sinh, sp.cosh)), lambda e: e.rewrite(sp.exp))
+    f = TR8(f) if f.has(sp.sin, sp.cos) else f
+    f = f.replace(sp.Abs, lambda u: u * sp.sign(u))  # so that products of |x| and sign(x) meet; _term makes |x| of x sign(x)
     f = sp.expand(f).replace(lambda e: e.is_Pow and isinstance(e.base, sp.sign) and e.exp.is_Integer, lambda e: e.base ** (e.exp % 2))
     f = f.replace(lambda e: e.is_Mul and e.has(sp.DiracDelta), _at_zero)
     return tuple(_term(t) for t in sp.Add.make_args(f) if t != 0)
+
+
+def _as_steps(*branches: tuple[sp.Expr, sp.Basic]) -> sp.Expr:
+    """Two branches that meet at zero."""
+    if len(branches) == 2 and branches[0][1].is_Relational and branches[1][1] == sp.true:
+        (first, condition), (second, _) = branches
+        slope = sp.expand((condition.gts - condition.lts) / X) if hasattr(condition, "gts") else X
+        if slope.is_number:
+            return second + (first - second) * sp.Heaviside(slope * X)
+    return sp.Piecewise(*branches)
 
 
 def _at_zero(product: sp.Expr) -> sp.Expr:
@@ -202,6 +216,8 @@ def _term(product: sp.Expr) -> Term:
         if new_slope is None or not new_slope.is_number or base is not ONE:
             raise NoClosedForm
         base, slope = kind, new_slope
+    if base is sp.sign and power:
+        base, power, coefficient = sp.Abs, power - 1, coefficient / slope
     if not coefficient.is_number or not decay >= 0:
         raise NoClosedForm
     return Term(coefficient, power, decay, base, slope)

@@ -106,6 +106,8 @@ def _switches(atom: sp.Expr) -> list[sp.Expr]:
 def _roots(difference: sp.Expr, f: sp.Expr) -> set[float]:
     if X not in difference.free_symbols:
         return set()
+    if difference.is_polynomial(X) and sp.degree(difference, X) == 1:
+        return {float(-difference.subs(X, 0) / sp.diff(difference, X))}
     roots = sp.solveset(difference, X, sp.S.Reals)
     if not isinstance(roots, sp.FiniteSet) and roots is not sp.S.EmptySet:
         raise ProgramError(

@@ -7,6 +7,7 @@ the variances, and the integrand is smooth between them: differentiating the sum
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from math import factorial
 
@@ -27,7 +28,7 @@ TOLERANCE = 1e-12
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 _HALF_LINE = np.array([0.0, 1.5, 3.5, 6.0, 9.0, 13.0])
 _TRANSITION = np.array([-7.0, -4.0, -1.5, 1.5, 4.0, 7.0])
-_LEVELS = 5
+_LEVELS = 4
 _CHUNK = 1 << 19
 """Nodes that are held at once."""
 _SCALES = (1.0, 0.3, 0.02)
@@ -35,6 +36,24 @@ _CORRELATIONS = (0.0, 0.5, -0.7, 0.97, 0.9999, 1.0, -1.0)
 """Fractions of the largest variance and correlations at which the number of panels is settled."""
 
 _root, _inverse_root = (lower(s(X), (X,)) for s in (root, inverse_root))
+
+
+@dataclass(frozen=True)
+class Panels:
+    """How fine panels are: how often halved, and how many powers of four of x are ends besides the kinks."""
+
+    level: int
+    scales: int
+
+    def ends(self, f: sp.Expr) -> np.ndarray:
+        """Values of x that end panels."""
+        bends = 0.5 * 4.0 ** np.arange(self.scales) if pieces(f) is None else np.zeros(0)
+        return np.concatenate([kinks(f), bends, -bends])
+
+    @staticmethod
+    def reaching(largest: float) -> int:
+        """The number of scales for variances up to the largest; none where standard deviations are of the scale of x."""
+        return int(np.ceil(np.log(2 * _HALF_LINE[-1] * np.sqrt(largest)) / np.log(4))) if largest > 16 else 0
 
 
 def moments(g: sp.Expr, count: int, largest: float) -> Callable[[jax.Array], jax.Array]:
@@ -45,8 +64,8 @@ def moments(g: sp.Expr, count: int, largest: float) -> Callable[[jax.Array], jax
     """
     q = largest * np.array([1.0, 0.3, 0.05, 0.003])
     scale = _size(g, q) * np.sqrt([[float(factorial(k))] for k in range(count)])
-    level = _settled(lambda level: concrete(jax.jit(partial(_moments, g, count, level)), q), scale, f"the mean of {g}")
-    return partial(_moments, g, count, level)
+    panels = _settled(lambda panels: concrete(jax.jit(partial(_moments, g, count, panels)), q), largest, scale, f"the mean of {g}")
+    return partial(_moments, g, count, panels)
 
 
 def split_quadrature(f: sp.Expr, g: sp.Expr, largest: float) -> Dual:
@@ -55,17 +74,17 @@ def split_quadrature(f: sp.Expr, g: sp.Expr, largest: float) -> Dual:
     Raises:
         ProgramError: if halving the panels does not settle the integral for variances up to ``largest``.
     """
-    return _rule(f, g, _level(f, g, largest))
+    return _rule(f, g, _plan(f, g, largest))
 
 
 @cache
-def _level(f: sp.Expr, g: sp.Expr, largest: float) -> int:
-    """How often panels are halved."""
+def _plan(f: sp.Expr, g: sp.Expr, largest: float) -> Panels:
     sizes = [(s, t) for s in _SCALES for t in _SCALES if s >= t or f != g]
     q, qp = (largest * np.array(v)[:, None] for v in zip(*sizes, strict=True))
     c = np.array(_CORRELATIONS) * np.sqrt(q * qp)
     scale = _size(f, q) * _size(g, qp)
-    return _settled(lambda level: concrete(jax.jit(partial(_plane, f, g, level)), q, qp, c), scale, f"the mean of {f} times {g}")
+    what = f"the mean of {f} times {g}"
+    return _settled(lambda panels: concrete(jax.jit(partial(_plane, f, g, panels, 1 << 24)), q, qp, c), largest, scale, what)
 
 
 def _size(f: sp.Expr, q: np.ndarray) -> np.ndarray:
@@ -79,12 +98,12 @@ def _size(f: sp.Expr, q: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _rule(f: sp.Expr, g: sp.Expr, level: int) -> Dual:
-    return entrywise(partial(_plane, f, g, level))
+def _rule(f: sp.Expr, g: sp.Expr, panels: Panels) -> Dual:
+    return entrywise(partial(_plane, f, g, panels, _CHUNK))
 
 
-def _moments(g: sp.Expr, count: int, level: int, q: jax.Array) -> jax.Array:
-    z, weight = _panels(_breaks([k * _inverse_root(q) for k in kinks(g)], q), level)
+def _moments(g: sp.Expr, count: int, panels: Panels, q: jax.Array) -> jax.Array:
+    z, weight = _panels(_breaks(_places(g, panels, q)), panels.level)
     density = weight * _normal(z) * _values(g, q[..., None], z)
     previous, current, out = jnp.zeros_like(z), jnp.ones_like(z), []
     for k in range(count):
@@ -93,50 +112,57 @@ def _moments(g: sp.Expr, count: int, level: int, q: jax.Array) -> jax.Array:
     return jnp.stack(out)
 
 
-def _plane(f: sp.Expr, g: sp.Expr, level: int, q: jax.Array, qp: jax.Array, c: jax.Array) -> jax.Array:
+def _plane(f: sp.Expr, g: sp.Expr, panels: Panels, chunk: int, q: jax.Array, qp: jax.Array, c: jax.Array) -> jax.Array:
+    """All entries, as many at once as have ``chunk`` nodes."""
     rho = c * _inverse_root(q) * _inverse_root(qp)
     rho = jnp.where(jnp.abs(rho) > 1 - COINCIDENT * jnp.finfo(rho.dtype).eps, jnp.sign(rho), rho)
     shape = jnp.broadcast_shapes(jnp.shape(q), jnp.shape(qp), jnp.shape(c))
     entries = tuple(jnp.broadcast_to(v, shape).reshape(-1) for v in (q, qp, rho))
     if pieces(g) is None and pieces(f) is not None:
         f, g, entries = g, f, (entries[1], entries[0], entries[2])
-    nodes = (2 * len(_HALF_LINE) - 1 + len(kinks(f)) + len(_TRANSITION) * len(kinks(g))) * len(_NODES) * 2**level
+    per_panel, whole = len(_NODES) * 2**panels.level, 2 * len(_HALF_LINE) - 1
+    nodes = (whole + len(panels.ends(f)) + len(_TRANSITION) * len(panels.ends(g))) * per_panel
     if pieces(g) is None:
-        nodes *= (2 * len(_HALF_LINE) - 1 + len(kinks(g))) * len(_NODES) * 2**level
-    count = len(entries[0])
-    batch = min(count, max(1, _CHUNK // nodes))
-    rows = -(-count // batch) if count else 0
+        nodes *= (whole + len(panels.ends(g))) * per_panel
+    count, batch, block = len(entries[0]), max(1, chunk // nodes), jax.vmap(partial(_entry, f, g, panels))
+    if count <= batch:
+        return block(*entries).reshape(shape)
+    rows = -(-count // batch)
     blocks = tuple(jnp.pad(e, (0, rows * batch - count), mode="edge").reshape(rows, batch) for e in entries)
-    block = jax.checkpoint(jax.vmap(partial(_entry, f, g, level)))
+    block = jax.checkpoint(block)  # nodes are not kept for the backward pass
     return jax.lax.map(lambda e: block(*e), blocks).reshape(-1)[:count].reshape(shape)
 
 
-def _entry(f: sp.Expr, g: sp.Expr, level: int, q: jax.Array, qp: jax.Array, rho: jax.Array) -> jax.Array:
+def _entry(f: sp.Expr, g: sp.Expr, panels: Panels, q: jax.Array, qp: jax.Array, rho: jax.Array) -> jax.Array:
     """One pair of variances: over a, and over b given a, whose mean varies on the scale of the noise near a kink of g."""
     noise, far = _root((1 - rho) * (1 + rho)), jnp.abs(rho) > 1 / _HALF_LINE[-1]
     slope = jnp.where(far, 1 / jnp.where(far, rho, 1.0), 0.0)
-    own = [k * _inverse_root(q) for k in kinks(f)]
-    crossed = [(m * _inverse_root(qp) + noise * t) * slope for m in kinks(g) for t in _TRANSITION]
-    z, weight = _panels(_breaks([*own, *crossed], rho), level)
+    of_f, of_g = _places(f, panels, q), _places(g, panels, qp)
+    crossed = (of_g[:, None] + noise * jnp.asarray(_TRANSITION, q.dtype)) * slope
+    z, weight = _panels(_breaks(jnp.concatenate([of_f, crossed.reshape(-1)])), panels.level)
     parts = pieces(g)
     if parts is not None:
         given = shifted_mean(parts)(_root(qp) * rho * z, _root(qp) * noise)
     else:
         scale = _inverse_root((1 - rho) * (1 + rho))
-        w, inner = _panels(_breaks([(m * _inverse_root(qp) - rho * z) * scale for m in kinks(g)], z), level)
+        w, inner = _panels(_breaks((of_g - rho * z[:, None]) * scale), panels.level)
         given = jnp.sum(inner * _normal(w) * _values(g, qp, rho * z[:, None] + noise * w), axis=1)
     return jnp.sum(weight * _normal(z) * _values(f, q, z) * given)
+
+
+def _places(f: sp.Expr, panels: Panels, q: jax.Array) -> jax.Array:
+    """The kinks in standard deviations, and the scales of x on which a smooth function may bend: (*q.shape, places)."""
+    return jnp.asarray(panels.ends(f), q.dtype) * _inverse_root(q)[..., None]
 
 
 def _normal(z: jax.Array) -> jax.Array:
     return jnp.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
 
 
-def _breaks(places: list[jax.Array], like: jax.Array) -> jax.Array:
-    """Sorted ends of panels on the line, (*like.shape, B)."""
-    whole = jnp.asarray(np.concatenate([-_HALF_LINE[:0:-1], _HALF_LINE]), like.dtype)
-    ends = [jnp.broadcast_to(whole, (*like.shape, len(whole)))]
-    ends += [jnp.broadcast_to(jnp.clip(k, -_HALF_LINE[-1], _HALF_LINE[-1]), like.shape)[..., None] for k in places]
+def _breaks(places: jax.Array) -> jax.Array:
+    """Sorted ends of panels on the line, (..., B), the places (..., n) among them."""
+    whole = jnp.asarray(np.concatenate([-_HALF_LINE[:0:-1], _HALF_LINE]), places.dtype)
+    ends = [jnp.broadcast_to(whole, (*places.shape[:-1], len(whole))), jnp.clip(places, -_HALF_LINE[-1], _HALF_LINE[-1])]
     return jnp.sort(jnp.concatenate(ends, axis=-1), axis=-1)
 
 
@@ -157,12 +183,13 @@ def _panels(breaks: jax.Array, level: int) -> tuple[jax.Array, jax.Array]:
     return nodes.reshape(*breaks.shape[:-1], -1), (length * jnp.asarray(shares, breaks.dtype)).reshape(*breaks.shape[:-1], -1)
 
 
-def _settled(rule: Callable[[int], np.ndarray], scale: np.ndarray, what: str) -> int:
-    """The first level whose results the next one confirms."""
-    previous = rule(0)
+def _settled(rule: Callable[[Panels], np.ndarray], largest: float, scale: np.ndarray, what: str) -> Panels:
+    """The coarsest panels whose results halves of them confirm."""
+    scales = Panels.reaching(largest)
+    previous = rule(Panels(0, scales))
     for level in range(1, _LEVELS):
-        finer = rule(level)
+        finer = rule(Panels(level, scales))
         if np.all(np.abs(finer - previous) <= TOLERANCE * scale):
-            return level - 1
+            return Panels(level - 1, scales)
         previous = finer
     raise ProgramError("Gaussian expectation", what, "an integral that converges", "the function may grow too fast or be singular")
