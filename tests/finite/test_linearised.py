@@ -20,7 +20,7 @@ from tp_solver.program.parameterization import mean_field, muP, ntk
 from tp_solver.program.task import Task
 from tp_solver.program.tracing import hidden_matrix, input_matrix, program, readout
 from tp_solver.program.training import GradientDescent, GradientFlow
-from tp_solver.symbols.activation import erf, linear, tanh
+from tp_solver.symbols.activation import erf, tanh
 
 RNG = np.random.default_rng(0)
 X, X_TEST = RNG.standard_normal((4, 3)), RNG.standard_normal((2, 3))
@@ -45,8 +45,7 @@ def moved(twin: LinearisedNet, size: float, seed: int = 5):
     return {name: np.asarray(w) + size * rng.standard_normal(w.shape) for name, w in twin.of.w.items()}
 
 
-@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
-@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize(("net", "outputs"), [(NETS["biases"], 2), (NETS["tied residual"], 1)], ids=NETS)
 def test_the_twin_is_the_first_order_expansion(net, outputs):
     """Equal at w0, affine in w, and off by the square of the move: a tenth of the move leaves a hundredth of the error."""
     twin = linearise(draw(net, mean_field, 3, 20, outputs=outputs, gamma0=1.3))
@@ -137,9 +136,6 @@ def test_several_outputs_and_shapes():
     assert run.gap[..., 0].max() < 1e-14
     assert (run.gap[..., -1] > 1e-4).all() and (run.gap_test[..., -1] > 1e-4).all()
     np.testing.assert_array_equal(run.kernel_drift[..., 0], 0.0)
-    scalar = train_with_twin(mlp(1, tanh), ntk, GradientDescent(0.2, 30), Task(X, Y), widths=(8,), seeds=1, times=(7,), progress=False)
-    assert scalar.f.shape == (1, 1, 31, 4) and scalar.kernels.shape == (1, 1, 3, 4, 4) and scalar.times == (0, 7, 30)
-    assert scalar.f_test is None and scalar.f_lin_test is None and scalar.gap_test is None
 
 
 def test_the_net_beside_the_twin_is_the_simulated_one():
@@ -155,11 +151,9 @@ def test_the_net_beside_the_twin_is_the_simulated_one():
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("frozen", [(0, 0, 1), (1, 0, 0)])
-def test_a_net_that_trains_one_matrix_linearly_is_its_own_twin(frozen):
-    """The readout alone under any activation, or one matrix of a linear net: no gap at any time, while training does something."""
-    phi = tanh if frozen == (0, 0, 1) else linear
-    run = train_with_twin(mlp(2, phi), replace(ntk, eta=frozen), GradientDescent(0.5, 20), TASK, widths=(9,), seeds=2, progress=False)
+def test_a_net_that_trains_its_readout_alone_is_its_own_twin():
+    """No gap at any time, while training does something."""
+    run = train_with_twin(mlp(2, tanh), replace(ntk, eta=(0, 0, 1)), GradientDescent(0.5, 20), TASK, widths=(9,), seeds=2, progress=False)
     assert np.abs(run.f[:, :, -1] - run.f[:, :, 0]).max() > 0.1
     assert run.largest_gap.max() < 1e-13
     assert run.kernel_drift.max() < 1e-13
@@ -208,7 +202,7 @@ def check_slopes(widths, seeds, steps, record_property):
 
 
 def test_nets_follow_their_twins_as_the_width_grows(record_property):
-    check_slopes((64, 128, 256), 16, 150, record_property)
+    check_slopes((64, 256), 32, 150, record_property)
 
 
 @pytest.mark.slow
@@ -223,7 +217,7 @@ def test_the_initial_kernel_fluctuates_as_one_over_root_n(record_property):
     theta, _ = infinite(task)
     widths = (64, 128, 256)
     found = [
-        np.mean([np.linalg.norm(linearise(draw(DEPTH2, SCALED, 4, n, seed=s)).kernel(task.X)[:, :, 0, 0] - theta) for s in range(160)])
+        np.mean([np.linalg.norm(linearise(draw(DEPTH2, SCALED, 4, n, seed=s)).kernel(task.X)[:, :, 0, 0] - theta) for s in range(96)])
         for n in widths
     ]
     slope = np.polyfit(np.log(widths), np.log(found), 1)[0]
@@ -299,7 +293,10 @@ def test_the_table_and_the_figure(small, tmp_path):
 
 
 def test_a_twin_that_overflows_is_drawn_and_printed(tmp_path):
-    run = train_with_twin(mlp(1, tanh), ntk, GradientDescent(40.0, 700), Task(X, Y), widths=(8,), seeds=1, times=(0,), progress=False)
+    """Also: one output and no test points."""
+    run = train_with_twin(mlp(1, tanh), ntk, GradientDescent(1e7, 40), Task(X, Y), widths=(16,), seeds=1, times=(7,), progress=False)
+    assert run.f.shape == run.f_lin.shape == (1, 1, 41, 4) and run.kernels.shape == (1, 1, 3, 4, 4) and run.times == (0, 7, 40)
+    assert run.f_test is None and run.f_lin_test is None and run.gap_test is None
     assert not np.isfinite(run.loss_lin).all()
     assert "nan" in str(run) or "inf" in str(run)
     run.plot(tmp_path / "twins.svg")

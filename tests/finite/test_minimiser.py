@@ -82,7 +82,7 @@ def test_adagrad_ends_elsewhere_depending_on_batches_and_their_order(study, reco
 @pytest.mark.parametrize(("depth", "slope"), [(1, 4), (2, 6)])
 def test_the_initial_function_induces_an_error_of_the_power_2l_of_the_scale(depth, slope, record_property):
     """L weight layers of relu without biases: f is homogeneous of degree L. Through alpha and through sigma alike."""
-    for scales, scaled in (((0.25, 0.5, 1.0, 2.0, 4.0), ntk.times), ((0.25, 4.0), lambda s: replace(ntk, sigma=s))):
+    for scales, scaled in (((0.25, 1.0, 4.0), ntk.times), ((0.5, 2.0), lambda s: replace(ntk, sigma=s))):
         found = [minimiser(linearise(draw(mlp(depth, relu), scaled(s), 5, 100)), TASK) for s in scales]
         errors = [m.mse_initial for m in found]
         fitted = np.polyfit(np.log(scales), np.log(errors), 1)[0]
