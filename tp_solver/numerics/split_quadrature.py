@@ -129,8 +129,8 @@ def _plane(f: sp.Expr, g: sp.Expr, panels: Panels, chunk: int, q: jax.Array, qp:
         return block(*entries).reshape(shape)
     rows = -(-count // batch)
     blocks = tuple(jnp.pad(e, (0, rows * batch - count), mode="edge").reshape(rows, batch) for e in entries)
-    block = jax.checkpoint(block)  # nodes are not kept for the backward pass
-    return jax.lax.map(lambda e: block(*e), blocks).reshape(-1)[:count].reshape(shape)
+    lean = jax.checkpoint(block)  # nodes are not kept for the backward pass
+    return jax.lax.map(lambda e: lean(*e), blocks).reshape(-1)[:count].reshape(shape)
 
 
 def _entry(f: sp.Expr, g: sp.Expr, panels: Panels, q: jax.Array, qp: jax.Array, rho: jax.Array) -> jax.Array:
