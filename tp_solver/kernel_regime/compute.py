@@ -251,12 +251,11 @@ class _Job(NamedTuple):
 
     def blocks(self) -> Iterator[Block]:
         (height, breadth), (n1, n2) = self.sides, self.shape
-        compiled = _compiled(self.ready, self.layers)
         for i in range(0, n1, height):
             for j in range(i if self.symmetric else 0, n2, breadth):
                 rows, columns = slice(i, min(i + height, n1)), slice(j, min(j + breadth, n2))
                 with jax.enable_x64(True):
-                    found = compiled(_padded(self.x1[rows], height), _padded(self.x2[columns], breadth))
+                    found = _block(self.ready, self.layers, _padded(self.x1[rows], height), _padded(self.x2[columns], breadth))
                     cut = (..., slice(0, rows.stop - i), slice(0, columns.stop - j))
                     same = self.symmetric and i == j
                     arrays = {name: _exact_diagonal(values, same)[cut] for name, values in found.items()}
@@ -306,25 +305,19 @@ def _ready(net: Program, parameterization: Parameterization, dimension: int, low
     """
     scales, rates = numeric_constants(net, limit_spec(net, parameterization), channels_of(net.grid, dimension))
     ready = Propagation(net, scales, rates)
-    with jax.enable_x64(True):
-        ready.survey(np.exp2(np.linspace(low, high, min(SURVEYED, high - low + 1))))
+    ready.survey(np.exp2(np.linspace(low, high, min(SURVEYED, high - low + 1))))
     return ready
 
 
-@lru_cache(maxsize=64)
-def _compiled(ready: Propagation, layers: bool) -> Callable[[jax.Array, jax.Array], dict[str, Pairs]]:
+def _block(ready: Propagation, layers: bool, x1: jax.Array, x2: jax.Array) -> dict[str, Pairs]:
     """The kernels of one block, each with the diagonal of the rows' own moments."""
-
-    def block(x1: jax.Array, x2: jax.Array) -> dict[str, Pairs]:
-        found = ready.kernels(ready.data(x1, x2))
-        out = {"nngp": found.nngp, "ntk": found.ntk}
-        if layers:
-            for name, stack in (("Phi", found.Phi), ("G", found.G)):
-                out[name] = Pairs(*(jnp.stack(list(parts)) for parts in zip(*stack, strict=True)))
-            out |= {f"{PART}{m}": part for m, part in found.parts.items()}
-        return {name: Pairs(m.left, m.right[..., :0], m.cross) for name, m in out.items()}
-
-    return jax.jit(block)
+    found = ready.kernels(ready.data(x1, x2), layers)
+    out = {"nngp": found.nngp, "ntk": found.ntk}
+    if layers:
+        for name, stack in (("Phi", found.Phi), ("G", found.G)):
+            out[name] = Pairs(*(jnp.stack(list(parts)) for parts in zip(*stack, strict=True)))
+        out |= {f"{PART}{m}": part for m, part in found.parts.items()}
+    return out
 
 
 def _range(net: Program, *sets: np.ndarray) -> tuple[int, int]:

@@ -6,15 +6,13 @@ positions are linear; everything else is a Gaussian expectation of two functions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-import jax
-import numpy as np
 import sympy as sp
 
 from tp_solver.kernel_regime.fields import Field, Gaussian, Reading, Term
-from tp_solver.kernel_regime.pairs import Pairs, Positions, averaged, constant, through, variances
+from tp_solver.kernel_regime.pairs import Pairs, Positions, averaged, constant, scaled, through, times, total
 from tp_solver.program.statements import Pool, Product
 from tp_solver.symbols.activation import X
 
@@ -22,12 +20,15 @@ from tp_solver.symbols.activation import X
 class Expectations(Protocol):
     """How <F(h) F'(h')> is found."""
 
-    def bound(self, key: tuple[sp.Expr, Gaussian], variances: jax.Array) -> float:
-        """An upper bound of the variances of a function's argument: given the function, its argument, and the variances at hand."""
-        ...
+    def between(
+        self, s: Term, t: Term, u: Pairs | None, v: Pairs | None, c: Pairs | None, like: Pairs, kept: Positions
+    ) -> Mapping[tuple[sp.Expr, sp.Expr], Pairs]:
+        """<F(h) F'(h')> of two terms, and possibly of other functions of the same arguments that will be asked for.
 
-    def function(self, f: sp.Expr, g: sp.Expr, largest: float) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-        """E f(a) g(b) as a function of two variances and the covariance, for variances up to the largest."""
+        Args:
+            u, v, c: <h h>, <h' h'> and <h h'>; None for zero.
+            like: moments of the right shape.
+        """
         ...
 
 
@@ -47,7 +48,7 @@ class Moments:
     ) -> None:
         self._reading, self._data, self._scales, self._kept, self._expectations = reading, data, scales, kept, expectations
         self._atoms: dict[tuple[str, str], Pairs | None] = {}
-        self._duals: dict[tuple[Term, Term], Pairs | None] = {}
+        self._duals: dict[tuple[sp.Expr, Gaussian, sp.Expr, Gaussian], Pairs | None] = {}
         for name in reading.sources:  # in program order, so that deep programs do not recurse deeply
             self._atom(name, name)
 
@@ -66,7 +67,7 @@ class Moments:
         if not s.backward:
             return forward
         backward = self._covariance(s.backward, t.backward)
-        return None if backward is None or forward is None else Pairs(*(z * f for z, f in zip(backward, forward, strict=True)))
+        return None if backward is None or forward is None else times(backward, forward)
 
     def _covariance(self, g: Gaussian, h: Gaussian) -> Pairs | None:
         return _total(_scaled(c * d, self._atom(v, w)) for v, c in g for w, d in h)
@@ -92,16 +93,18 @@ class Moments:
         argument = self.inner(fields[s.arg], fields[t.arg])
         if argument is None:
             return None
-        return _scaled(self._scales[s.matrix] ** 2, through(s.window, argument, self._kept, s.transpose))
+        seen = argument if s.window is None else through(s.window, argument, self._kept, s.transpose)
+        return _scaled(self._scales[s.matrix] ** 2, seen)
 
     def _mean(self, s: Pool, argument: Pairs | None, first: bool) -> Pairs | None:
         return None if argument is None else averaged(s.window, argument, self._kept, first, s.transpose)
 
     def _forward(self, s: Term, t: Term) -> Pairs | None:
         """<F(h) F'(h')> of the forward parts of two terms."""
-        if (s, t) not in self._duals:
-            self._duals[s, t] = self._expectation(s, t)
-        return self._duals[s, t]
+        key = (s.factor, s.forward, t.factor, t.forward)
+        if key not in self._duals:
+            self._duals[key] = self._expectation(s, t)
+        return self._duals[key]
 
     def _expectation(self, s: Term, t: Term) -> Pairs | None:
         fields = self._reading.fields
@@ -124,29 +127,10 @@ class Moments:
     def _dual(self, s: Term, t: Term) -> Pairs | None:
         u, v = (self._covariance(term.forward, term.forward) for term in (s, t))
         c = self._covariance(s.forward, t.forward)
-        like = next(m for m in (c, u, v, self._ones()) if m is not None)
-        zero = like.mapped(lambda a: np.zeros(a.shape, a.dtype))  # type: ignore[arg-type,return-value]
-        (q1, q2), (p1, p2) = (variances(zero if m is None else m, self._kept) for m in (u, v))
-        sizes = ((s, q1), (s, q2), (t, p1), (t, p2))
-        largest = max(self._expectations.bound((term.factor, term.forward), q.max()) for term, q in sizes)
-        function = self._expectations.function(s.factor, t.factor, largest)
-        i, j = self._sides()
-        c = zero if c is None else c
-        return Pairs(
-            function(i(q1), j(p1), c.left),
-            function(i(q2), j(p2), c.right),
-            function(i(q1)[:, None], j(p2)[None, :], c.cross),
-        )
-
-    def _sides(self) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
-        """Variances (n, *grid) as functions of the first and of the second position."""
-        rank = self._kept.rank
-        if not self._kept.all_pairs or rank == 0:
-            return (lambda q: q), (lambda q: q)
-        return (
-            lambda q: q.reshape(*q.shape, *(1,) * rank),
-            lambda q: q.reshape(q.shape[0], *(1,) * rank, *q.shape[1:]),
-        )
+        found = self._expectations.between(s, t, u, v, c, self._ones(), self._kept)
+        for (f, g), moments in found.items():
+            self._duals[f, s.forward, g, t.forward] = moments
+        return found[s.factor, t.factor]
 
     def _ones(self) -> Pairs:
         one = next(iter(self._data.values()))
@@ -154,11 +138,9 @@ class Moments:
 
 
 def _scaled(factor: float, moments: Pairs | None) -> Pairs | None:
-    return moments if moments is None or factor == 1.0 else moments.mapped(lambda a: factor * a)
+    return moments if moments is None or factor == 1.0 else scaled(factor, moments)
 
 
 def _total(terms: Iterable[Pairs | None]) -> Pairs | None:
     found = [m for m in terms if m is not None]
-    if not found:
-        return None
-    return Pairs(*(sum(parts[1:], start=parts[0]) for parts in zip(*found, strict=True)))
+    return found[0] if len(found) == 1 else total(found) if found else None

@@ -6,14 +6,13 @@ mixes them ("all pairs"); one position i = j where nothing does ("same position"
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tp_solver.program.positions import Grid, Padding, Window
 
@@ -45,6 +44,7 @@ class Positions(NamedTuple):
         return self.rank * (2 if self.all_pairs else 1)
 
 
+@partial(jax.jit, static_argnums=(2, 3))
 def inputs(x1: Array, x2: Array, grid: Grid, kept: Positions) -> Pairs:
     """x . x' over channels, for inputs (n, D) of both sets."""
     if not grid:
@@ -60,9 +60,49 @@ def inputs(x1: Array, x2: Array, grid: Grid, kept: Positions) -> Pairs:
     )
 
 
+@partial(jax.jit, static_argnums=1)
 def constant(like: Pairs, kept: Positions) -> Pairs:
     """Ones, the same at all positions, for the points of ``like``."""
-    return like.mapped(lambda a: np.ones(a.shape[: a.ndim - kept.axes] + (1,) * kept.axes, a.dtype))  # type: ignore[arg-type,return-value]
+    return like.mapped(lambda a: jnp.ones(a.shape[: a.ndim - kept.axes] + (1,) * kept.axes, a.dtype))
+
+
+@jax.jit
+def scaled(factor: float, moments: Pairs) -> Pairs:
+    """A multiple."""
+    return moments.mapped(lambda a: factor * a)
+
+
+@jax.jit
+def times(one: Pairs, two: Pairs) -> Pairs:
+    """Entry by entry."""
+    return Pairs(*(a * b for a, b in zip(one, two, strict=True)))
+
+
+@jax.jit
+def total(terms: Sequence[Pairs]) -> Pairs:
+    """The sum of one or more."""
+    return Pairs(*(sum(parts[1:], start=parts[0]) for parts in zip(*terms, strict=True)))
+
+
+@partial(jax.jit, static_argnums=2)
+def contracted(one: Pairs, two: Pairs, kept: Positions) -> Pairs:
+    """Products summed over the positions that are kept."""
+    axes = tuple(range(-kept.axes, 0))
+    return Pairs(*(jnp.sum(a * b, axis=axes) for a, b in zip(one, two, strict=True)))
+
+
+@partial(jax.jit, static_argnums=1)
+def summed(moments: Pairs, kept: Positions) -> Pairs:
+    """The sum over equal positions."""
+    axes = tuple(range(-kept.rank, 0))
+    return moments.mapped(lambda a: jnp.sum(same_position(a, kept), axis=axes))
+
+
+@partial(jax.jit, static_argnums=1)
+def averaged_over_positions(moments: Pairs, kept: Positions) -> Pairs:
+    """The mean over equal positions."""
+    axes = tuple(range(-kept.rank, 0))
+    return moments.mapped(lambda a: jnp.mean(same_position(a, kept), axis=axes))
 
 
 def variances(moments: Pairs, kept: Positions) -> tuple[Array, Array]:
@@ -81,10 +121,19 @@ def _diagonal(a: Array, rank: int) -> Array:
     return jnp.diagonal(a.reshape(*lead, count, count), axis1=-2, axis2=-1).reshape(*lead, *grid)
 
 
-def through(window: Window | None, moments: Pairs, kept: Positions, transpose: bool) -> Pairs:
+def sides(kept: Positions) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """What turns variances (n, *grid) into functions of the first, and of the second position of pairs."""
+    if not kept.all_pairs or kept.rank == 0:
+        return (lambda q: q), (lambda q: q)
+    single = (1,) * kept.rank
+    return (lambda q: q.reshape(*q.shape, *single)), (lambda q: q.reshape(q.shape[0], *single, *q.shape[1:]))
+
+
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def through(window: Window, moments: Pairs, kept: Positions, transpose: bool) -> Pairs:
     """What a matrix seen through a window does to the moments of its argument, its scale apart: the mean over offsets a of the
     moments at (i + a, j + a). Transposed, the adjoint of that linear map. Without axes of positions all of them are the same."""
-    if window is None or kept.rank == 0:
+    if kept.rank == 0:
         return moments
     seen = partial(_seen, window, kept)
     if not transpose:
@@ -92,6 +141,7 @@ def through(window: Window | None, moments: Pairs, kept: Positions, transpose: b
     return moments.mapped(lambda a: _adjoint(seen, a, window.inputs * (2 if kept.all_pairs else 1)))
 
 
+@partial(jax.jit, static_argnums=(0, 2, 3, 4))
 def averaged(window: Window, moments: Pairs, kept: Positions, first: bool, transpose: bool) -> Pairs:
     """The mean over a window of the first (second) position; transposed, the adjoint of that linear map."""
     if kept.rank == 0:

@@ -7,58 +7,41 @@ tangent kernel of its own: that of a matrix is <adjoint adjoint'> <input input'>
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import sympy as sp
 
 from tp_solver import checks
 from tp_solver.errors import InputError
-from tp_solver.kernel_regime.fields import Gaussian, Reading, read
+from tp_solver.kernel_regime.expectations import Concrete, Survey, Traced
+from tp_solver.kernel_regime.fields import Reading, read
 from tp_solver.kernel_regime.moments import Expectations, Moments
-from tp_solver.kernel_regime.pairs import Pairs, Positions, constant, inputs, same_position, through
+from tp_solver.kernel_regime.pairs import (
+    Pairs,
+    Positions,
+    averaged_over_positions,
+    constant,
+    contracted,
+    inputs,
+    scaled,
+    summed,
+    through,
+    times,
+    total,
+)
 from tp_solver.limit.transposition import COTANGENT, Backward, Pair, transpose
-from tp_solver.numerics.duals import Expectation, dual, dual_function
 from tp_solver.program.statements import ONE, Pool, Program, X
-
-SLACK = 1.5
-"""Room above the largest variance seen in a survey, for inputs that were not surveyed."""
-
-
-@dataclass(frozen=True)
-class _Concrete:
-    """Expectations of arrays of numbers, without compiling the program; they note how large variances get."""
-
-    largest: dict[tuple[sp.Expr, Gaussian], float]
-
-    def bound(self, key: tuple[sp.Expr, Gaussian], variances: jax.Array) -> float:
-        self.largest[key] = max(self.largest.get(key, 0.0), SLACK * float(variances)) or 1.0
-        return self.largest[key]
-
-    def function(self, f: sp.Expr, g: sp.Expr, largest: float) -> Expectation:
-        return lambda *arrays: dual(f, g, *map(np.asarray, arrays))  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class _Traced:
-    """Expectations as jax functions, for variances as large as a survey found them."""
-
-    largest: dict[tuple[sp.Expr, Gaussian], float]
-
-    def bound(self, key: tuple[sp.Expr, Gaussian], variances: jax.Array) -> float:
-        return self.largest[key]
-
-    def function(self, f: sp.Expr, g: sp.Expr, largest: float) -> Expectation:
-        return dual_function(f, g, largest)
 
 
 class LayerKernels(NamedTuple):
-    """Kernels between two sets of inputs, each a :class:`Pairs` without positions, stacked over layers where there are several.
+    """Kernels between two sets of inputs, each a :class:`Pairs` without positions.
 
-    Phi, over a grid, is the mean over positions; G the sum, so that it is the covariance of the whole df/dh.
+    Phi and G hold one entry per layer, or none where layers were not asked for. Over a grid Phi is the mean over positions; G the
+    sum, so that it is the covariance of the whole df/dh.
     """
 
     nngp: Pairs
@@ -88,8 +71,8 @@ class Propagation:
     rates: Mapping[str, float]
     backward: Backward = field(init=False)
     reading: Reading = field(init=False)
-    largest: dict[tuple[sp.Expr, Gaussian], float] = field(init=False, default_factory=dict)
-    """Largest variances that a survey has seen, by function and argument."""
+    seen: Survey = field(init=False, default_factory=Survey)
+    """The expectations that the program needs, and how large variances get."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", _per_matrix("scales", self.scales, self.program))
@@ -110,55 +93,58 @@ class Propagation:
         """Learn how large the variances get at inputs of such squared lengths (per position); series and quadratures choose their
         length by it. One position is enough: variances are largest where all positions hold the same."""
 
-        q = np.asarray(squared_lengths, float)
-        self.concrete(Pairs(q, q[:1], np.sqrt(q)[:, None] * np.sqrt(q)[:1]))  # type: ignore[arg-type]
+        with jax.enable_x64(True):
+            q = jnp.asarray(squared_lengths, jnp.float64)
+            self.concrete(Pairs(q, q[:1], jnp.sqrt(q)[:, None] * jnp.sqrt(q)[:1]))
 
-    def concrete(self, data: Pairs) -> LayerKernels:
-        """Kernels of a program without a grid from arrays of numbers: slower for many inputs, but nothing is compiled anew."""
-        return self._kernels(data, Positions(0, False), _Concrete(self.largest))
+    def concrete(self, data: Pairs, layers: bool = True) -> LayerKernels:
+        """Kernels of a program without a grid from float64 arrays, which are noted in the survey."""
+        return self._kernels(data, Positions(0, False), Concrete(self.seen), layers)
 
-    def kernels(self, data: Pairs) -> LayerKernels:
-        """Kernels of inputs with these products; traceable by jax, once :meth:`survey` has seen inputs of that size."""
-        return self._kernels(data, self.kept, _Traced(self.largest))
+    def kernels(self, data: Pairs, layers: bool = True) -> LayerKernels:
+        """Kernels of inputs with these products; traceable by jax, once :meth:`survey` has seen inputs of that size.
 
-    def _kernels(self, data: Pairs, kept: Positions, expectations: Expectations) -> LayerKernels:
+        Called on arrays it compiles the pieces of a layer, which all layers share; compiled as a whole, every layer of its own.
+        """
+        return self._kernels(data, self.kept, Traced(self.seen), layers)
+
+    def _kernels(self, data: Pairs, kept: Positions, expectations: Expectations, layers: bool) -> LayerKernels:
         ones = constant(data, kept)
         moments = Moments(self.reading, {X: data, ONE: ones, COTANGENT: ones}, self.scales, kept, expectations)
-        flat = data.mapped(lambda a: np.zeros(a.shape[: a.ndim - kept.axes], a.dtype))  # type: ignore[arg-type,return-value]
-
-        def summed(m: Pairs | None, mean: bool = False) -> Pairs:
-            """Over the positions i = j."""
-            if m is None:
-                return flat
-            axes = tuple(range(-kept.rank, 0))
-            equal = m.mapped(lambda a: same_position(a, kept))
-            return equal.mapped(lambda a: a.mean(axis=axes) if mean else a.sum(axis=axes))
+        flat = data.mapped(lambda a: jnp.zeros(a.shape[: a.ndim - kept.axes], a.dtype))
 
         uses: dict[str, list[Pair]] = defaultdict(list)
         for pair in self.backward.pairs:
             uses[pair.matrix].append(pair)
-        parts = {m: _scaled(self.rates[m], self._tangent(moments, uses[m], kept, flat)) for m in uses}
+        parts = {}
+        for name in uses:
+            term = self._tangent(moments, uses[name], kept) or flat
+            parts[name] = term if self.rates[name] == 1.0 else scaled(self.rates[name], term)
         last = next(s for s in self.program.products() if s.out == self.program.output)
-        adjoints = self.backward.adjoints
+
+        def own(variable: str, over_positions: Callable[[Pairs, Positions], Pairs]) -> Pairs:
+            found = moments.of(variable, variable)
+            return flat if found is None else over_positions(found, kept) if kept.axes else found
+
+        reported = self.program.layers if layers else ()
         return LayerKernels(
-            nngp=summed(moments.of(last.out, last.out)),
-            ntk=Pairs(*(sum(a[1:], start=a[0]) for a in zip(*parts.values(), strict=True))),
-            Phi=tuple(summed(moments.of(v.post, v.post), mean=True) for v in self.program.layers),
-            G=tuple(summed(moments.of(adjoints.get(v.pre, ""), adjoints.get(v.pre, ""))) for v in self.program.layers),
+            nngp=own(last.out, summed),
+            ntk=total(list(parts.values())),
+            Phi=tuple(own(v.post, averaged_over_positions) for v in reported),
+            G=tuple(own(self.backward.adjoints.get(v.pre, ""), summed) for v in reported),
             parts=parts,
         )
 
-    def _tangent(self, moments: Moments, uses: list[Pair], kept: Positions, flat: Pairs) -> Pairs:
+    def _tangent(self, moments: Moments, uses: list[Pair], kept: Positions) -> Pairs | None:
         """<adjoint adjoint'> <input input'> over all pairs of uses of a matrix, summed over pairs of positions."""
-        total = flat
-        axes = tuple(range(-kept.axes, 0))
+        terms = []
         for p in uses:
             for q in uses:
                 adjoint, argument = moments.of(p.adjoint, q.adjoint), moments.of(p.input, q.input)
                 if adjoint is not None and argument is not None:
-                    seen = through(p.window, argument, kept, False)
-                    total = Pairs(*(t + (a * b).sum(axis=axes) for t, a, b in zip(total, adjoint, seen, strict=True)))
-        return total
+                    seen = argument if p.window is None else through(p.window, argument, kept, False)
+                    terms.append(contracted(adjoint, seen, kept) if kept.axes else times(adjoint, seen))
+        return total(terms) if terms else None
 
 
 @dataclass(frozen=True)
@@ -204,7 +190,8 @@ def propagate(program: Program, scales: Mapping[str, float], rates: Mapping[str,
     lowest = float(np.linalg.eigvalsh(gram)[0])
     if lowest < -1e-10 * np.abs(gram).max() * len(gram):
         raise InputError("gram", f"an eigenvalue {lowest:.3g}", "a positive semidefinite matrix", "gram is X @ X.T")
-    found = ready.concrete(Pairs(gram.diagonal(), gram.diagonal(), gram))  # type: ignore[arg-type]
+    with jax.enable_x64(True):
+        found = ready.concrete(Pairs(*(jnp.asarray(a) for a in (gram.diagonal(), gram.diagonal(), gram))))
     whole: Any = jax.tree.map(_symmetric, found, is_leaf=lambda x: isinstance(x, Pairs))
     return InitialKernels(whole.Phi, whole.G, whole.parts, whole.nngp)
 
@@ -215,10 +202,6 @@ def _symmetric(moments: Pairs) -> np.ndarray:
     out = (out + out.T) / 2
     np.fill_diagonal(out, np.asarray(moments.left))
     return out
-
-
-def _scaled(factor: float, moments: Pairs) -> Pairs:
-    return moments.mapped(lambda a: factor * a)
 
 
 def _per_matrix(name: str, given: Mapping[str, float], program: Program) -> dict[str, float]:

@@ -1,0 +1,98 @@
+"""Expectations <F(h) F'(h')> for the propagation of moments: of arrays at hand, or as jax functions that a survey has prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sympy as sp
+
+from tp_solver.kernel_regime.fields import Gaussian, Term
+from tp_solver.kernel_regime.pairs import Pairs, Positions, sides, variances
+from tp_solver.numerics.duals import dual, dual_function
+
+SLACK = 1.5
+"""Room above the largest variance seen in a survey, for inputs that were not surveyed."""
+Functions = tuple[sp.Expr, sp.Expr]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a run through a program has met: largest variances by function and argument, and the functions that are asked for by
+    their arguments, so that all functions of the same arguments are evaluated together."""
+
+    largest: dict[tuple[sp.Expr, Gaussian], float] = field(default_factory=dict)
+    functions: dict[tuple[Gaussian, Gaussian], list[Functions]] = field(default_factory=dict)
+
+    def note(self, s: Term, t: Term, q: float, qp: float) -> None:
+        """Two terms and the largest variances of their arguments."""
+        for term, variance in ((s, q), (t, qp)):
+            key = (term.factor, term.forward)
+            self.largest[key] = max(self.largest.get(key, 0.0), variance)
+        asked = self.functions.setdefault((s.forward, t.forward), [])
+        if (s.factor, t.factor) not in asked:
+            asked.append((s.factor, t.factor))
+
+    def bound(self, f: sp.Expr, u: Gaussian, g: sp.Expr, v: Gaussian) -> float:
+        """An upper bound of the variances, a power of two: few different ones, so that layers share what is compiled."""
+        largest = SLACK * max(self.largest[f, u], self.largest[g, v])
+        return float(np.exp2(np.ceil(np.log2(largest)))) if largest > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Concrete:
+    """Expectations of arrays of numbers, noted in a survey."""
+
+    survey: Survey
+
+    def between(
+        self, s: Term, t: Term, u: Pairs | None, v: Pairs | None, c: Pairs | None, like: Pairs, kept: Positions
+    ) -> Mapping[Functions, Pairs]:
+        arguments = _arguments(u, v, c, like, kept)
+        sizes = [max(float(np.max(a[k])) for a in arguments) for k in (0, 1)]
+        self.survey.note(s, t, *sizes)
+        values = Pairs(*(jnp.asarray(dual(s.factor, t.factor, *map(np.asarray, a))) for a in arguments))
+        return {(s.factor, t.factor): values}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Expectations as jax functions, for variances as large as a survey found them."""
+
+    survey: Survey
+
+    def between(
+        self, s: Term, t: Term, u: Pairs | None, v: Pairs | None, c: Pairs | None, like: Pairs, kept: Positions
+    ) -> Mapping[Functions, Pairs]:
+        asked = self.survey.functions[s.forward, t.forward]
+        bounded = tuple((f, g, self.survey.bound(f, s.forward, g, t.forward)) for f, g in asked)
+        return dict(zip(asked, _together(bounded, kept)(u, v, c, like), strict=True))
+
+
+@lru_cache(maxsize=512)
+def _together(functions: tuple[tuple[sp.Expr, sp.Expr, float], ...], kept: Positions) -> Callable[..., tuple[Pairs, ...]]:
+    """Several expectations of the same arguments in one compiled function, which shares what they have in common."""
+
+    def evaluated(u: Pairs | None, v: Pairs | None, c: Pairs | None, like: Pairs) -> tuple[Pairs, ...]:
+        arguments = _arguments(u, v, c, like, kept)
+        return tuple(Pairs(*(dual_function(*f)(*a) for a in arguments)) for f in functions)
+
+    return jax.jit(evaluated)
+
+
+def _arguments(u: Pairs | None, v: Pairs | None, c: Pairs | None, like: Pairs, kept: Positions) -> Pairs:
+    """(q, qp, c) for each part of the moments, broadcastable."""
+    shaped = next((m for m in (c, u, v) if m is not None), like)
+    zero = partial(shaped.mapped, jnp.zeros_like)
+    (q1, q2), (p1, p2) = (variances(zero() if m is None else m, kept) for m in (u, v))
+    i, j = sides(kept)
+    c = zero() if c is None else c
+    return Pairs(
+        (i(q1), j(p1), c.left),  # type: ignore[arg-type]
+        (i(q2), j(p2), c.right),  # type: ignore[arg-type]
+        (i(q1)[:, None], j(p2)[None, :], c.cross),  # type: ignore[arg-type]
+    )
