@@ -24,6 +24,7 @@ PREFIXES = {
     "kernel_regime": "KR",
     "kernel_training": "KT",
     "uncertainty": "KU",
+    "jacobian": "KJ",
 }
 LABEL = re.compile(r"\b(?:" + "|".join(PREFIXES.values()) + r")\.\d+\b")
 CITED = re.compile(r"theory/(?P<page>\w+)\.md`*(?:, \"(?P<heading>[^\"]+)\")?(?:, (?P<label>[A-Z]{2}\.\d+))?")

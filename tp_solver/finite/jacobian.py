@@ -58,8 +58,8 @@ def empirical_jacobian_ntk(net: FiniteNet, X: Any, X2: Any = None, gib: float = 
     """The tangent kernel of F: ``sum_j rate_j <dF_ak(x)/dw^j, dF_bl(x')/dw^j>`` with the rates gamma0^2 eta_j n^-c_j.
 
     As derivatives of the tangent kernel of f, ``d_{x_a} d_{x'_b} Theta(x, x')`` with d_0 the identity, which is the same thing at every
-    width (Kim and Yang, arXiv:2312.03386; ``theory/jacobian.md``, KJ.2). A kink counts as a slope that does not change: the
-    kernel then is that of almost every input, as the net itself sees it, but it has no limit.
+    width (Kim and Yang, arXiv:2312.03386; ``theory/jacobian.md``, KJ.2). The gradients that jax takes leave out the jumps of a
+    kinked activation's slope: (KJ.2) and the limit are for smooth ones.
 
     Args:
         net: from :func:`tp_solver.draw`.

@@ -5,7 +5,7 @@ F(x) = (f(x), df/dx_1, ..., df/dx_D). Both kernels of F are derivatives of the k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -136,21 +136,23 @@ def rated_jacobian_kernels(
     if x1.shape[1] != x2.shape[1]:
         raise InputError("X2", f"inputs of dimension {x2.shape[1]}", f"dimension {x1.shape[1]}, as X", "use the same features")
     memory = checks.number("memory", memory, above=0.0, hint="memory is in GiB")
-    side = _side(len(x1), len(x2), 1 + x1.shape[1], memory)
+    sides = _sides(len(x1), len(x2), 1 + x1.shape[1], memory)
     lengths = np.sum(np.concatenate([x1, x2]) ** 2, axis=1)
     largest = int(np.ceil(np.log2(lengths.max()))) if lengths.any() else 0
     chosen = None if rates is None else tuple(sorted(rates.items()))
     compiled = _compiled(_Model(net, parameterization, chosen, x1.shape[1], largest))
     out = np.empty((2, len(x1), 1 + x1.shape[1], len(x2), 1 + x1.shape[1]))
-    for rows, columns in _blocks(len(x1), len(x2), side, X2 is None):
+    for rows, columns in _blocks(len(x1), len(x2), sides, X2 is None):
         with jax.enable_x64(True):
-            found = np.asarray(compiled(_padded(x1[rows], side), _padded(x2[columns], side)))
+            found = np.asarray(compiled(_padded(x1[rows], sides[0]), _padded(x2[columns], sides[1])))
         found = found[:, : rows.stop - rows.start, :, : columns.stop - columns.start]
-        out[:, rows, :, columns] = found
         if X2 is None:
-            out[:, columns, :, rows] = found.transpose(0, 3, 4, 1, 2)
-    if X2 is None:
-        out = (out + out.transpose(0, 3, 4, 1, 2)) / 2
+            swapped = found.transpose(0, 3, 4, 1, 2)
+            if rows == columns:
+                found = (found + swapped) / 2
+            else:
+                out[:, columns, :, rows] = swapped
+        out[:, rows, :, columns] = found
     return JacobianKernels(out[0], out[1], X2 is None)
 
 
@@ -196,25 +198,27 @@ def _flat(field: str, X: Any, net: Program) -> np.ndarray:
     return flat
 
 
-def _side(n1: int, n2: int, entries: int, memory: float) -> int:
-    """Inputs along a side of a block."""
-    results, pair = 2 * 2 * n1 * n2 * entries**2 * 8, 2 * entries**2 * 8
-    side = min(max(n1, n2), max(1, int((BLOCK_BYTES / pair) ** 0.5)))
-    while side > 1 and results + LIVE_ARRAYS * pair * side**2 > memory * 2**30:
+def _sides(n1: int, n2: int, entries: int, memory: float) -> tuple[int, int]:
+    """Inputs along the sides of a block."""
+    pair = 2 * entries**2 * 8
+    side = max(1, int((BLOCK_BYTES / pair) ** 0.5))
+    while True:
+        height, breadth = min(side, n1), min(side, n2)
+        need = pair * (n1 * n2 + LIVE_ARRAYS * height * breadth)
+        if need <= memory * 2**30:
+            return height, breadth
+        if side == 1:
+            raise BudgetError(
+                "memory", f"a need of {need / 2**30:.3g} GiB for {n1} x {n2} inputs of dimension {entries - 1}", f"at most {memory:g} GiB",
+                "give fewer inputs at a time, as X and X2, or raise memory",
+            )  # fmt: skip
         side //= 2
-    need = results + LIVE_ARRAYS * pair * side**2
-    if need > memory * 2**30:
-        raise BudgetError(
-            "memory", f"a need of {need / 2**30:.3g} GiB for {n1} x {n2} inputs of dimension {entries - 1}", f"at most {memory:g} GiB",
-            "give fewer inputs at a time, as X and X2, or raise memory",
-        )  # fmt: skip
-    return side
 
 
-def _blocks(n1: int, n2: int, side: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
-    for i in range(0, n1, side):
-        for j in range(i if symmetric else 0, n2, side):
-            yield slice(i, min(i + side, n1)), slice(j, min(j + side, n2))
+def _blocks(n1: int, n2: int, sides: tuple[int, int], symmetric: bool) -> Iterator[tuple[slice, slice]]:
+    for i in range(0, n1, sides[0]):
+        for j in range(i if symmetric else 0, n2, sides[1]):
+            yield slice(i, min(i + sides[0], n1)), slice(j, min(j + sides[1], n2))
 
 
 def _padded(x: np.ndarray, length: int) -> jax.Array:
@@ -247,16 +251,15 @@ def _by_products(model: _Model) -> Blocks:
         zero = jnp.zeros(2, x1.dtype)
         # derivatives by (1, q, c) x (1, q', c), (2, n1, n2, 3, 3)
         k = _joined(lambda t: _joined(lambda s: moved(s, t))(zero))(zero)
-        # d_a of (q, c) and d'_b of (q', c)
-        shape = (len(x1), len(x2), x1.shape[1])
-        own1, own2 = (jnp.broadcast_to(2 * v, shape) for v in (x1[:, None], x2[None, :]))
-        other1, other2 = (jnp.broadcast_to(v, shape) for v in (x1[:, None], x2[None, :]))
-        left, right = jnp.stack([own1, other2], axis=2), jnp.stack([own2, other1], axis=2)
-        slopes = jnp.einsum("mnia,kmnij->kmnaj", left, k[..., 1:, :])
-        crossed = jnp.einsum("kmnaj,mnjb->kmnab", slopes[..., 1:], right) + k[..., 0, 2, None, None] * jnp.eye(x1.shape[1], dtype=x1.dtype)
-        top = jnp.concatenate([k[..., :1, 0], jnp.einsum("kmnj,mnjb->kmnb", k[..., 0, 1:], right)], axis=-1)
-        rows = jnp.concatenate([slopes[..., :1], crossed], axis=-1)
-        return jnp.concatenate([top[..., None, :], rows], axis=-2).transpose(0, 1, 3, 2, 4)
+        # what d_a takes from (1, q, c), (n1, 1 + D, n2), and d'_b from (1, q', c), (n1, n2, 1 + D)
+        twice1, twice2, u, v = (jnp.pad(w, ((0, 0), (1, 0))) for w in (2 * x1, 2 * x2, x1, x2))
+        one = jnp.eye(1, u.shape[1], dtype=u.dtype)
+        left = (one[:, :, None], twice1[:, :, None], v.T[None])
+        right = (one[None], twice2[None], u[:, None])
+        slopes = [_combined([k[..., i, j][:, :, None] for i in range(3)], left) for j in range(3)]
+        out = _combined([slope[..., None] for slope in slopes], [v[:, None] for v in right])
+        # d_a d'_b c
+        return out + k[..., 0, 2][:, :, None, :, None] * jnp.diag(1.0 - one[0])[:, None]
 
     return blocks
 
@@ -293,3 +296,8 @@ def _joined(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array],
         return jnp.concatenate([value[..., None], slopes], axis=-1)
 
     return joined
+
+
+def _combined(weights: Sequence[jax.Array], vectors: Sequence[jax.Array]) -> jax.Array:
+    """sum_i weights_i vectors_i, broadcast."""
+    return sum((w * v for w, v in zip(weights[1:], vectors[1:], strict=True)), start=weights[0] * vectors[0])

@@ -47,6 +47,20 @@ class JacobianMoments:
     F_test: np.ndarray | None
     covariance: np.ndarray | None
 
+    @property
+    def variance(self) -> np.ndarray:
+        """Of F on the training points, (P, 1 + D); zero for a start at zero."""
+        if self.covariance is None:
+            return np.zeros(self.F.shape[:2])
+        shape = self.covariance.shape[:2]
+        # rounding: at the end of training nothing is left on the training points
+        return np.maximum(matrix(self.covariance).diagonal(), 0.0).reshape(shape)[: len(self.F)]
+
+    @property
+    def slope(self) -> float:
+        """Root mean square of |df/dx| over training points and initialisations."""
+        return float(_slope(self.F[None], self.variance[None])[0])
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RobustTraining:
@@ -80,37 +94,46 @@ class RobustTraining:
     def F(self) -> np.ndarray:
         """Mean over initialisations of (f, df/dx) on the training points, (T + 1, P, 1 + D), with a last axis K where the labels have
         one; row t is reported time t."""
-        return self._moments[0][:, : self.task.P]
+        return self._means[:, : self.task.P]
 
     @property
     def F_test(self) -> np.ndarray | None:
         """The same on the test points, or None."""
-        return None if self.task.X_test is None else self._moments[0][:, self.task.P :]
+        return None if self.task.X_test is None else self._means[:, self.task.P :]
 
     @property
     def variance(self) -> np.ndarray:
         """Over initialisations, (T + 1, P, 1 + D), the same for every output; zero for a start at zero."""
-        return self._moments[1][:, : self.task.P]
+        return self._variances[:, : self.task.P]
 
     @property
     def variance_test(self) -> np.ndarray | None:
         """The same on the test points, or None."""
-        return None if self.task.X_test is None else self._moments[1][:, self.task.P :]
+        return None if self.task.X_test is None else self._variances[:, self.task.P :]
 
     @cached_property
-    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance on all points at all reported times."""
+    def _means(self) -> np.ndarray:
+        """On all points at all reported times."""
         reach = self._reach(self.kernels.ntk)
-        filters = reported_filters(self.training, self.modes.eigenvalues)
         with np.errstate(over="ignore", invalid="ignore"):
-            means = np.stack([self._mean(reach * g) for g in filters])
-            shape = (len(filters), *self.kernels.nngp.shape[:2])
-            if not self.random:
-                return means, np.zeros(shape)
-            prior, modes = matrix(self._prior).diagonal(), self._prior_modes()
-            variances = np.stack([covariance_at(prior, *modes, reach * g) for g in filters])
+            return np.stack([self._mean(reach * g) for g in self._filters])
+
+    @cached_property
+    def _variances(self) -> np.ndarray:
+        shape = (len(self._filters), *self.kernels.nngp.shape[:2])
+        if not self.random:
+            return np.zeros(shape)
+        reach, modes = self._reach(self.kernels.ntk), self._prior_modes()
+        prior = matrix(self._prior).diagonal()
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = np.stack([covariance_at(prior, *modes, reach * g) for g in self._filters])
         # rounding: at the end of training nothing is left on the training points
-        return means, np.maximum(variances, 0.0).reshape(shape)
+        return np.maximum(found, 0.0).reshape(shape)
+
+    @property
+    def _filters(self) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return reported_filters(self.training, self.modes.eigenvalues)
 
     @property
     def loss(self) -> np.ndarray:
@@ -265,7 +288,7 @@ class RobustTraining:
                 self.times, f[:, k] - 2 * deviation[:, k], f[:, k] + 2 * deviation[:, k], color=f"C{k}", alpha=0.13, linewidth=0
             )
             functions.plot(self.times[-1:] * 1.03, y[k : k + 1], "o", color=f"C{k}", markersize=4, clip_on=False)
-        functions.set(ylabel=f"f at {min(CURVES, self.task.P)} training points, labels as dots")
+        functions.set(ylabel="f at training points (dots: labels)")
         for ax in (losses, slopes, functions):
             ax.set_xlabel("time" if isinstance(self.training, GradientFlow) else "step")
             ax.spines[["top", "right"]].set_visible(False)
