@@ -25,7 +25,7 @@ from tp_solver.numerics.duals import dual_function
 from tp_solver.numerics.pointwise import kinks
 from tp_solver.symbols.activation import X
 
-STILL = 8 * np.finfo(float).eps
+STILL = 1e-14
 """Relative change of a variance that is rounding."""
 SIZES = (24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Numbers of Chebyshev nodes over angles from 0 to pi."""
@@ -135,52 +135,62 @@ class LayerMap:
 
     def coefficients(self, log_q: jax.Array) -> Coefficients:
         """At these variances, from scratch."""
-        growth, apart = self._variances(log_q)
-        return Coefficients(growth, apart, *self._curves(log_q))
+        second, derivative = self._diagonals(log_q)
+        growth, apart = self._variances(log_q, second)
+        backward, source = jnp.full_like(log_q, self.layer.skip**2), jnp.zeros_like(log_q)
+        for b, f, slope in zip(self.layer.branches, second, derivative, strict=True):
+            backward, source = backward + b.weight * slope, source + b.rate * f
+        return Coefficients(growth, apart, backward, source, self._curves(log_q))
 
     def refreshed(self, log_q: jax.Array, old: Coefficients) -> Coefficients:
         """At these variances, given that homogeneous branches look the same at all."""
         if not self.free:
             return self.coefficients(log_q)
-        growth, apart = self._variances(log_q)
+        growth, apart = self._variances(log_q, self._diagonals(log_q)[0])
         return old._replace(growth=growth, apart=apart)
 
-    def _curves(self, log_q: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        i, j = self.indices
-        first, second, cosine, one = log_q[i][:, None], log_q[j][:, None], jnp.cos(nodes(self.size)), jnp.ones_like(log_q)
-        backward, source = jnp.full_like(log_q, self.layer.skip**2), jnp.zeros_like(log_q)
-        between, shared = (jnp.broadcast_to(v, (len(self.pairs[0]), self.size)) for v in (backward[0], source[0]))
-        for m in self.means:
-            weight, rate = m.branch.weight, m.branch.rate
-            backward, source = backward + weight * m.pair(1, log_q, log_q, one), source + rate * m.pair(0, log_q, log_q, one)
-            between = between + weight * m.pair(1, first, second, cosine)
-            shared = shared + rate * m.pair(0, first, second, cosine)
-        return backward, source, jnp.stack([between, between @ averages(self.size), shared], axis=1)
+    def _diagonals(self, log_q: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
+        """E f_m^2 in units of squared amplitudes, and E f_m'^2, of each branch (n,): one-dimensional, exact to rounding."""
+        seen = jnp.zeros(1) if self.free else log_q
+        root = jnp.exp(seen / 2)[:, None]
+        functions = [b.function for b in self.layer.branches]
+        z, w = line_rule(jnp.exp(seen)[:, None], tuple(sorted({k for f in functions for k in kinks(f)})))
+        rows = [jnp.sum(w * lower(g, (X,))(root * z) ** 2, axis=-1) for f in functions for g in (f, sp.diff(f, X))]
+        full = [jnp.broadcast_to(r, log_q.shape) for r in rows]
+        return full[::2], full[1::2]
 
-    def _variances(self, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _curves(self, log_q: jax.Array) -> jax.Array:
+        i, j = self.indices
+        first, second, cosine = log_q[i][:, None], log_q[j][:, None], jnp.cos(nodes(self.size))
+        shape = (len(self.pairs[0]), self.size)
+        between, shared = jnp.full(shape, self.layer.skip**2, log_q.dtype), jnp.zeros(shape, log_q.dtype)
+        for m in self.means:
+            between = between + m.branch.weight * m.pair(1, first, second, cosine)
+            shared = shared + m.branch.rate * m.pair(0, first, second, cosine)
+        return jnp.stack([between, between @ averages(self.size), shared], axis=1)
+
+    def _variances(self, log_q: jax.Array, second: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
         """log(q'/q), and B = (1/2) sum of squared differences of what makes the two fields, each over its root of q'."""
         i, j = self.indices
-        layer, one = self.layer, jnp.ones_like(log_q)
-        shares = [m.branch.weight * m.pair(0, log_q, log_q, one) * jnp.exp(m.amplitude(log_q) - log_q) for m in self.means]
-        growth = jnp.log(layer.skip**2 + sum(shares) + layer.bias * jnp.exp(-log_q))
+        layer = self.layer
+        per_q = jnp.zeros_like(log_q) if self.free else -log_q
+        shares = sum(b.weight * f for b, f in zip(layer.branches, second, strict=True))
+        growth = jnp.log(layer.skip**2 + shares * jnp.exp(per_q) + layer.bias * jnp.exp(-log_q))
         unit = jnp.exp(-growth / 2)  # sqrt(q / q')
-        apart = layer.skip**2 * (unit[i] - unit[j]) ** 2
         scale = jnp.exp(-(log_q + growth) / 2)  # 1 / sqrt(q')
-        apart = apart + layer.bias * (scale[i] - scale[j]) ** 2
-        for m in self.means:
-            apart = apart + m.branch.weight * self._difference(m, log_q, unit, scale)
+        apart = layer.skip**2 * (unit[i] - unit[j]) ** 2 + layer.bias * (scale[i] - scale[j]) ** 2
+        for b, f in zip(layer.branches, second, strict=True):
+            apart = apart + b.weight * (f[i] * (unit[i] - unit[j]) ** 2 if self.free else self._difference(b, log_q, scale))
         return growth, apart / 2
 
-    def _difference(self, m: Means, log_q: jax.Array, unit: jax.Array, scale: jax.Array) -> jax.Array:
+    def _difference(self, b: Branch, log_q: jax.Array, scale: jax.Array) -> jax.Array:
         """E (f(sqrt(q1) z) / sqrt(q1') - f(sqrt(q2) z) / sqrt(q2'))^2 over pairs."""
         i, j = self.indices
-        f = m.branch.function
-        if m.free:
-            return (unit[i] - unit[j]) ** 2 * dual_function(f, f, 1.0)(jnp.ones(()), jnp.ones(()), jnp.ones(()))
-        q = jnp.exp(log_q)
-        z, w = line_rule(jnp.stack([q[i], q[j]], axis=-1), kinks(f))
-        a, b = (lower(f, (X,))(jnp.sqrt(q[k])[:, None] * z) * scale[k][:, None] for k in (i, j))
-        return jnp.sum(w * (a - b) ** 2, axis=-1)
+        q, f = jnp.exp(log_q), lower(b.function, (X,))
+        z, w = line_rule(jnp.stack([q[i], q[j]], axis=-1), kinks(b.function))
+        return jnp.sum(
+            w * (f(jnp.sqrt(q[i])[:, None] * z) * scale[i][:, None] - f(jnp.sqrt(q[j])[:, None] * z) * scale[j][:, None]) ** 2, axis=-1
+        )
 
     @property
     def indices(self) -> tuple[jax.Array, jax.Array]:

@@ -60,7 +60,7 @@ class FixedPoint:
         phase: by chi_1 over ``unit``.
         growth: what every layer multiplies the variance by in the end; 1 where it settles at a positive one.
         unit: what chi is compared with: 1 for dense layers, the growth for layers with a skip connection.
-        others: the other fixed points of the variance, stable or not, in increasing order, with their slopes.
+        others: the other fixed points of the variance, stable or not, in increasing order, with the slopes of the map there.
         exact_q, exact_chi_1: as formulas where sympy has them, else None.
     """
 
@@ -136,7 +136,6 @@ def layer_fixed_point(layer: Layer, start: float) -> FixedPoint:
     """The same for any layer that takes one field to the next; numbers only."""
     s = settle(layer.branches, layer.skip, np.array([1.0]), np.array([layer.bias]), start)
     fate, q, chi_1, growth = s.fate[0], float(s.q[0]), float(s.chi_1[0]), float(s.growth[0])
-    settles = fate in (Fate.SETTLES, Fate.OSCILLATES, Fate.STAYS)
     c = None if np.isnan(s.c[0]) else float(s.c[0])
     unit = growth if layer.skip else 1.0  # a stream that only adds up grows in every phase
     others = tuple((r, slope) for r, slope in roots(layer) if not np.isclose(r, q, rtol=1e-6, atol=1e-12)) if fate is not Fate.STAYS else ()
@@ -146,7 +145,7 @@ def layer_fixed_point(layer: Layer, start: float) -> FixedPoint:
         c=c,
         chi_1=chi_1,
         chi_c=float(s.chi_c[0]),
-        chi_q=float(s.chi_q[0]) if settles else None,
+        chi_q=None if fate is Fate.DIVERGES else float(s.chi_q[0]),
         phase=phase_of(chi_1 / unit),
         growth=growth,
         unit=unit,

@@ -31,7 +31,6 @@ class Fate(Enum):
     SETTLES = "settles"
     STAYS = "stays where it starts"
     DIVERGES = "grows without bound"
-    OSCILLATES = "jumps around a fixed point without settling"
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,8 @@ def summed(branches: Branches, q: np.ndarray) -> np.ndarray:
 def settle(branches: Branches, skip: float, weight: np.ndarray, bias: np.ndarray, start: float) -> Settled:
     """Repeat q' = skip q + weight sum_m s_m^2 E f_m(sqrt(q) z)^2 + bias from ``start``, and the map of correlations at its end.
 
-    The step q' - q keeps its sign between fixed points, so that the next one in its direction is where q goes.
+    The step q' - q keeps its sign between fixed points, so that the next one in its direction is where q goes: d log q' / d log q is
+    at least -1/2, as the logarithm of a Gaussian density falls no faster with that of its variance, so that nothing oscillates.
 
     Args:
         branches, skip: of the layer.
@@ -172,7 +172,6 @@ def _around(branches: Branches, skip: float, weight: np.ndarray, bias: np.ndarra
             near = summed(branches, np.full_like(q, np.sqrt(TINY)))
             relative = np.where(vanishing, near[1] * np.sqrt(TINY) / near[0], relative)
             chi_1, chi_q = (np.where(vanishing, 0.0, x) for x in (chi_1, chi_q))
-    fate = [Fate.OSCILLATES if f is Fate.SETTLES and s < -1 else f for f, s in zip(fate, chi_q, strict=True)]
     c, chi_c = np.ones_like(q), chi_1.copy()
     chaotic = np.isnan(relative) | (relative > 1 + np.where(diverges, 1e-3, EDGE_WIDTH))
     if chaotic.any():
