@@ -42,6 +42,7 @@ from tp_solver.symbols.activation import Activation, erf, gelu, leaky_relu, line
 
 if TYPE_CHECKING:
     from tp_solver.coordinates import CoordinateCheck, coordinate_check
+    from tp_solver.finite.descent import descend
     from tp_solver.finite.empirical import empirical_ntk, empirical_ntk_trace
     from tp_solver.finite.gaussianity import cumulants, mmd2
     from tp_solver.finite.hierarchy import predicted_drift, second_kernel
@@ -138,6 +139,7 @@ __all__ = [
     "deep_ensemble",
     "dense",
     "depth_analysis",
+    "descend",
     "draw",
     "edge_of_chaos",
     "empirical_jacobian_ntk",
@@ -204,6 +206,7 @@ _AT_FIRST_USE = {
         "CoordinateCheck",
         "coordinate_check",
     ),
+    "tp_solver.finite.descent": ("descend",),
     "tp_solver.finite.empirical": (
         "empirical_ntk",
         "empirical_ntk_trace",
