@@ -15,6 +15,7 @@ import numpy as np
 import sympy as sp
 
 from tp_solver.elementwise import lower
+from tp_solver.errors import ProgramError
 from tp_solver.numerics.closed_forms import QP, C, NoClosedForm, exact_form
 from tp_solver.numerics.closed_forms import Q as FIRST
 from tp_solver.numerics.pointwise import kinks
@@ -25,35 +26,37 @@ Q = sp.Symbol("q", positive=True)
 """The variance in formulas."""
 EDGE = 11.0
 """Standard deviations beyond which nothing is counted: the weight there is below 1e-26."""
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+_ORDER = 16
 _OF_Z = np.array([0.25, 0.6, 1.0, 1.5, 2.0, 2.75, 3.5, 4.5, 5.5, 7.0, 8.5, EDGE])
 _OF_X = 0.25 * 2.0 ** np.arange(18)
 
 
-def line_rule(q: jax.Array, points: tuple[float, ...]) -> tuple[jax.Array, jax.Array]:
+def line_rule(q: jax.Array, points: tuple[float, ...], order: int = _ORDER) -> tuple[jax.Array, jax.Array]:
     """Nodes z and weights (..., n) with sum_n w_n g(z_n) = E g(z), for functions of sqrt(q_k) z whose kinks are among ``points``.
 
     Args:
         q: variances (..., K) of the K fields that the function depends on.
         points: kinks, in units of the fields.
+        order: nodes per panel.
     """
+    nodes, weights = np.polynomial.legendre.leggauss(order)
     root = jnp.sqrt(q)[..., None]
     of_x = jnp.concatenate([-_OF_X[::-1], jnp.zeros(1), _OF_X, jnp.asarray(points, dtype=q.dtype)])
     inner = jnp.where(root > 0, of_x / jnp.where(root > 0, root, 1.0), 0.0).reshape(*q.shape[:-1], -1)
     of_z = jnp.broadcast_to(jnp.concatenate([-_OF_Z[::-1], _OF_Z]), (*q.shape[:-1], 2 * len(_OF_Z)))
     breaks = jnp.sort(jnp.clip(jnp.concatenate([inner, of_z], axis=-1), -EDGE, EDGE), axis=-1)
     left, size = breaks[..., :-1, None], jnp.diff(breaks)[..., None]
-    z = (left + size * (_NODES + 1) / 2).reshape(*q.shape[:-1], -1)
-    return z, (size * _WEIGHTS / 2).reshape(z.shape) * jnp.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    z = (left + size * (nodes + 1) / 2).reshape(*q.shape[:-1], -1)
+    return z, (size * weights / 2).reshape(z.shape) * jnp.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
 
 
 @cache
-def _compiled(f: sp.Expr) -> Callable[[jax.Array], jax.Array]:
+def _compiled(f: sp.Expr, order: int = _ORDER) -> Callable[[jax.Array], jax.Array]:
     slope = sp.diff(f, X)
     value, derivative, points = lower(f, (X,)), lower(slope, (X,)), kinks(f)
 
     def rows(q: jax.Array) -> jax.Array:
-        z, w = line_rule(q[:, None], points)
+        z, w = line_rule(q[:, None], points, order)
         x = jnp.sqrt(q)[:, None] * z
         a, b = (jnp.where(w > 0, g(x), 0.0) for g in (value, derivative))
         return jnp.stack([jnp.sum(w * g, -1) for g in (a * a, b * b, x * a * b / q[:, None], z * a)])
@@ -70,6 +73,20 @@ def curves(f: sp.Expr, q: np.ndarray) -> np.ndarray:
     out = _in_batches(_compiled(f), np.where(zero, _NEARLY_ZERO, np.ravel(q)).astype(float), 4)
     out[2] = np.where(zero, out[1], out[2])
     return out.reshape(4, *np.shape(q))
+
+
+def require_resolved(f: sp.Expr, q: float) -> None:
+    """Refuse a variance at which f varies faster than the panels can tell.
+
+    Raises:
+        ProgramError: naming the function and the variance.
+    """
+    fine, coarse = (_in_batches(_compiled(f, order), np.array([q]), 4)[:2] for order in (_ORDER, _COARSE))
+    if not np.allclose(fine, coarse, rtol=1e-8, atol=0):
+        raise ProgramError(
+            "Gaussian expectation", f"{f} at variance {q:.4g}", "a function that varies on the scale of its argument or of its kinks",
+            "it oscillates many times within one standard deviation: take smaller scales",
+        )  # fmt: skip
 
 
 @cache
@@ -126,6 +143,7 @@ def formula(f: sp.Expr) -> sp.Expr | None:
 
 TERMS = 512
 """Hermite coefficients that are looked at; the panels resolve them."""
+_COARSE = 12
 _BATCH = 64
 _NEARLY_ZERO = 1e-30
 _USUAL: dict[type, Callable[..., sp.Expr]] = {

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import sympy as sp
 
-from tp_solver.kernel_regime.one_point import TERMS, curves, hermite_squares
+from tp_solver.kernel_regime.one_point import TERMS, curves, hermite_squares, require_resolved
 from tp_solver.symbols.activation import X
 
 GRID = np.geomspace(1e-8, 1e8, 16 * 16 + 1)
 """Variances between which fixed points are looked for; below lies zero, above lies divergence."""
+SMALLEST = 1e-30
+"""Variances below it are zero."""
 FLAT = 1e-11
 """Relative change of the variance per layer below which it is none."""
 TINY = 1e-16
@@ -87,6 +89,7 @@ def settle(branches: Branches, skip: float, weight: np.ndarray, bias: np.ndarray
     flat = np.all(np.abs(step) < FLAT, axis=1)
     fate = [Fate.STAYS if f else Fate.SETTLES for f in flat]
     q = np.full(len(weight), start)
+    start = float(np.clip(start, GRID[1], GRID[-2]))
     place = int(np.searchsorted(GRID, start))
     low, high = np.full((2, len(weight)), start)
     for i in np.flatnonzero(~flat & (np.abs(first) > FLAT)):
@@ -99,7 +102,7 @@ def settle(branches: Branches, skip: float, weight: np.ndarray, bias: np.ndarray
                 low[i] = max(start, GRID[place + above[0] - 1])
         else:
             below = np.flatnonzero(step[i, :place] >= 0)
-            low[i] = GRID[below[-1]] if len(below) else 0.0
+            low[i] = GRID[below[-1]] if len(below) else SMALLEST if bias[i] > 0 else 0.0
             high[i] = min(start, GRID[below[-1] + 1] if len(below) else GRID[0])
     open_ = (high > low) & (low > 0)
     q[open_] = refine(branches, skip, weight[open_], bias[open_], low[open_], high[open_])
@@ -157,6 +160,8 @@ def _around(branches: Branches, skip: float, weight: np.ndarray, bias: np.ndarra
     """Slopes at the end, and the correlation that is reached there."""
     diverges = np.isinf(q)
     at = np.where(diverges, GRID[-1], q)
+    for f, _ in branches:
+        require_resolved(f, float(np.max(at, where=(at > 0) & ~diverges, initial=1.0)))
     second, backward, slope, _ = summed(branches, at)
     with np.errstate(all="ignore"):
         if diverges.any():  # corrections fall as q^(-1/2): one step of extrapolation
