@@ -24,6 +24,7 @@ PREFIXES = {
     "kernel_regime": "KR",
     "kernel_training": "KT",
     "uncertainty": "KU",
+    "depth": "KD",
     "jacobian": "KJ",
 }
 LABEL = re.compile(r"\b(?:" + "|".join(PREFIXES.values()) + r")\.\d+\b")
