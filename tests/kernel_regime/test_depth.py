@@ -1,0 +1,84 @@
+"""Card A5: phases, rates at large depth, and the repeated layer against kernels of the deep program."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sympy as sp
+
+import tp_solver as tp
+
+X = np.random.default_rng(0).standard_normal((3, 5))
+X *= 5**0.5 / np.linalg.norm(X, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("activation", "bias", "scale"), [(tp.relu, 0.0, 2**0.5), (tp.erf, 0.3, 1.3)])
+def test_the_repeated_layer_is_that_of_the_deep_program(activation, bias, scale):
+    deep = tp.mlp(6, activation, bias=bias or False, bias_rate=bias**2 if bias else 1)
+    wanted = tp.kernels(deep, tp.ntk.times(scale), X).ntk
+    shallow = tp.mlp(2, activation, bias=bias or False, bias_rate=bias**2 if bias else 1)
+    found = tp.depth_analysis(shallow, tp.ntk.times(scale), X, (3, 6))
+    size = np.sqrt(np.outer(np.diag(wanted), np.diag(wanted)))
+    np.testing.assert_allclose(found.ratio[1], wanted / size, atol=1e-10)
+
+
+def test_relu_on_the_edge():
+    """The ratio at L = 10^4, and L (ratio - 1/4) growing as 3/8 log L: not the 1/L of the published bound."""
+    depths = np.array([999, 9999, 99999])
+    found = tp.depth_analysis(tp.mlp(2, tp.relu), tp.ntk.times(2**0.5), X, tuple(depths))
+    ratio = found.ratio[:, [0, 0, 1], [1, 2, 2]].mean(axis=1)
+    assert abs(ratio[1] - 0.2504) < 2e-4
+    slopes = np.diff((depths + 1) * (ratio - 0.25)) / np.diff(np.log(depths + 1))
+    np.testing.assert_allclose(slopes, 0.375, atol=0.02)
+    assert abs(found.rate.limit - 0.25) < 1e-6 and abs(found.rate.rate - 0.375) < 1e-3
+
+
+def test_erf_on_the_edge():
+    edge = tp.edge_of_chaos(tp.erf, 0.2)
+    assert abs(tp.fixed_point(tp.erf, edge.weight_scale, 0.2).chi_1 - 1) < 1e-8
+    net = tp.mlp(2, tp.erf, bias=0.2, bias_rate=0.04)
+    found = tp.depth_analysis(net, tp.ntk.times(edge.weight_scale), X, (3, 9999))
+    assert 0.331 < found.ratio[1, 0, 1] < 0.3333
+
+
+def test_the_table_of_the_edge():
+    elu = tp.Activation("elu", lambda x: sp.Piecewise((x, x > 0), (sp.exp(x) - 1, True)))
+    assert abs(tp.fixed_point(tp.relu, sp.sqrt(2)).chi_1 - 1) < 1e-12
+    for activation, weight in ((tp.tanh, 1.302), (elu, 1.227)):
+        assert abs(tp.fixed_point(activation, weight, 0.2).chi_1 - 1) < 0.005
+    assert tp.fixed_point(tp.tanh, 1.0, 0.3).phase is tp.Phase.ORDERED
+    assert tp.fixed_point(tp.tanh, 2.0, 0.3).phase is tp.Phase.CHAOTIC
+    assert tp.edge_of_chaos(tp.relu).exact_weight_scale == sp.sqrt(2)
+
+
+def test_ordered_kernels_collapse():
+    """log (diagonal - other entry) / L falls with log chi_1, within 3 %."""
+    net, scale = tp.mlp(2, tp.erf, bias=0.3, bias_rate=0.09), 0.9
+    found = tp.depth_analysis(net, tp.ntk.times(scale), X, (3, 30))
+    chi = tp.fixed_point(tp.erf, scale, 0.3).chi_1
+    assert found.rate.rate == pytest.approx(np.log(chi), rel=0.03)
+
+
+def test_residual_streams_reach_a_quarter():
+    W0, W1, W2, w = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.hidden_matrix("W2"), tp.readout("w")
+
+    def stream(x):
+        y = W0 @ x
+        for W in (W1, W2):
+            y = y + W @ tp.relu(y)
+        return w @ tp.relu(y)
+
+    for scale in (0.5**0.5, 2**0.5, 8**0.5):
+        found = tp.depth_analysis(tp.program(stream), tp.ntk.times((1, scale, 1)), X, (3, 9999))
+        assert abs(found.ratio[1, 0, 1] - 0.25) < 2e-3
+
+
+def test_bad_input():
+    with pytest.raises(tp.TPError):
+        tp.depth_analysis(tp.mlp(2, tp.relu), tp.ntk, X[:1])
+    with pytest.raises(tp.TPError):
+        tp.fixed_point("relu", 1.0)
+    with pytest.raises(tp.TPError):
+        tp.fixed_point(tp.relu, -1.0)
+    with pytest.raises(tp.TPError):
+        tp.edge_of_chaos(tp.relu, float("nan"))
