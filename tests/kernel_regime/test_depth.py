@@ -59,6 +59,7 @@ def test_ordered_kernels_collapse():
     assert found.rate.rate == pytest.approx(np.log(chi), rel=0.03)
 
 
+@pytest.mark.slow
 def test_residual_streams_reach_a_quarter():
     W0, W1, W2, w = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.hidden_matrix("W2"), tp.readout("w")
 
