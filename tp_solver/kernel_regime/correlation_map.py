@@ -40,13 +40,13 @@ class Fields(NamedTuple):
         log_q: variances (n,).
         angle: arccos of the correlations (P,).
         excess: log of the diagonal of the tangent kernel over the variances, which stays moderate where both grow alike (n,).
-        ratio: the other entries of the tangent kernel, each over the geometric mean of both diagonal ones (P,).
+        shared: the other entries of the tangent kernel over sqrt(q1 q2), which stay moderate even where the diagonal explodes (P,).
     """
 
     log_q: jax.Array
     angle: jax.Array
     excess: jax.Array
-    ratio: jax.Array
+    shared: jax.Array
 
     @property
     def log_ntk(self) -> jax.Array:
@@ -200,17 +200,17 @@ class LayerMap:
     def step(self, fields: Fields, c: Coefficients) -> Fields:
         """The next layer's fields."""
         i, j = self.indices
-        log_q, angle, excess, ratio = fields
+        log_q, angle, excess, shared = fields
         between, average, own = jnp.unstack(interpolated(c.curves, angle), axis=1)
-        away = c.apart + 2 * jnp.sin(angle / 2) ** 2 * average * jnp.exp(-(c.growth[i] + c.growth[j]) / 2)
+        growth, log_scale = (c.growth[i] + c.growth[j]) / 2, (log_q[i] + log_q[j]) / 2
+        away = c.apart + 2 * jnp.sin(angle / 2) ** 2 * average * jnp.exp(-growth)
         new_angle = 2 * jnp.arcsin(jnp.sqrt(jnp.clip(away / 2, 0.0, 1.0)))
 
         per_source = -excess if self.free else -fields.log_ntk
-        per_bias = self.layer.bias_rate * jnp.exp(-fields.log_ntk)
-        gain = c.backward + c.source * jnp.exp(per_source) + per_bias
-        shared = own * jnp.exp((per_source[i] + per_source[j]) / 2) + jnp.sqrt(per_bias[i] * per_bias[j])
-        new_ratio = (between * ratio + shared) / jnp.sqrt(gain[i] * gain[j])
-        return Fields(log_q + c.growth, new_angle, excess + (jnp.log(gain) - c.growth), new_ratio)
+        gain = c.backward + c.source * jnp.exp(per_source) + self.layer.bias_rate * jnp.exp(-fields.log_ntk)
+        added = (own if self.free else own * jnp.exp(-log_scale)) + self.layer.bias_rate * jnp.exp(-log_scale)
+        new_shared = (between * shared + added) * jnp.exp(-growth)
+        return Fields(log_q + c.growth, new_angle, excess + (jnp.log(gain) - c.growth), new_shared)
 
     def small_angles(self, log_q: jax.Array, cosine: jax.Array) -> jax.Array:
         """The backward factor between fields of one variance at these correlations."""

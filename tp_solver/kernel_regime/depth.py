@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULT_DEPTHS = tuple(int(d) for d in np.unique(np.geomspace(1, 10_000, 41).round()))
 
-_ABSENT = -600.0
+_ABSENT = -300.0
 """Logarithm of a tangent kernel that is none."""
 
 
@@ -36,7 +36,7 @@ class DepthAnalysis:
     """Kernels of one net at many depths, between n inputs.
 
     A net of depth d has d hidden fields and L = d + 1 layers of weights. Diagonals may grow or shrink without bound, so that they
-    are kept as logarithms and everything else relative to them.
+    are kept as logarithms and the rest in proportion.
 
     Attributes:
         name: of the net whose layer is repeated.
@@ -44,7 +44,9 @@ class DepthAnalysis:
         depths: (T,).
         log_nngp, log_ntk: diagonals at the output, (T, n).
         correlation: of the outputs, nngp_ij / sqrt(nngp_ii nngp_jj), (T, n, n).
-        ratio: ntk_ij / sqrt(ntk_ii ntk_jj), (T, n, n).
+        ratio: ntk_ij / sqrt(ntk_ii ntk_jj), (T, n, n); zero where a diagonal that explodes leaves nothing of it.
+        average_ntk: A^L = ntk / L, for layers with a skip connection over growth^(L - 2) as well, (T, n, n); the diagonal is infinite
+            where it leaves float64.
         angle: between the last hidden fields, the arccos of their correlation to full relative precision, (T, n, n).
         rate: how the tangent kernel approaches its limit, measured and predicted.
     """
@@ -56,6 +58,7 @@ class DepthAnalysis:
     log_ntk: np.ndarray
     correlation: np.ndarray
     ratio: np.ndarray
+    average_ntk: np.ndarray
     angle: np.ndarray
     rate: DepthRate
 
@@ -67,18 +70,14 @@ class DepthAnalysis:
     @property
     def nngp(self) -> np.ndarray:
         """Covariance of the outputs, (T, n, n); infinite or zero where it leaves float64."""
-        return _scaled(self.correlation, self.log_nngp)
+        scale = (self.log_nngp[:, :, None] + self.log_nngp[:, None, :]) / 2
+        return _scaled(self.correlation, scale)
 
     @property
     def ntk(self) -> np.ndarray:
-        """The tangent kernel, (T, n, n); infinite or zero where it leaves float64."""
-        return _scaled(self.ratio, self.log_ntk)
-
-    @property
-    def average_ntk(self) -> np.ndarray:
-        """A^L = ntk / L, for layers with a skip connection over growth^(L - 2) as well, (T, n, n)."""
+        """The tangent kernel, (T, n, n); infinite where it leaves float64."""
         growth = (self.depths - 1) * np.log(self.fixed_point.unit)
-        return _scaled(self.ratio, self.log_ntk - (np.log(self.layers) + growth)[:, None])
+        return _scaled(self.average_ntk, (np.log(self.layers) + growth)[:, None, None])
 
     def __str__(self) -> str:
         average = self.average_ntk
@@ -147,9 +146,16 @@ def depth_analysis(net: Program, parameterization: Parameterization, X: Any, dep
         rate = repeated.measure(fixed)
         out = repeated.outputs(wanted)
     n = len(X)
+    i, j = np.triu_indices(n, 1)
+    # per layer, and per growth where a stream adds up
+    norm = (np.log(wanted + 1) + (wanted - 1) * np.log(fixed.unit))[:, None]
+    average = _square(_scaled(out.others, out.log_scale - norm), n, 0.0)
+    with np.errstate(over="ignore"):
+        average[:, np.arange(n), np.arange(n)] = np.exp(out.log_ntk - norm)
+    ratio = _scaled(out.others, out.log_scale - (out.log_ntk[:, i] + out.log_ntk[:, j]) / 2)
     return DepthAnalysis(
         net.name, fixed, wanted, out.log_nngp, out.log_ntk,
-        _square(out.correlation, n, 1.0), _square(out.ratio, n, 1.0), _square(out.angle, n, 0.0), rate,
+        _square(out.correlation, n, 1.0), _square(ratio, n, 1.0), average, _square(out.angle, n, 0.0), rate,
     )  # fmt: skip
 
 
@@ -167,7 +173,9 @@ def first_fields(net: DeepNet, X: np.ndarray) -> Fields:
     log_q = 2 * np.log(size)
     # a first layer that is not trained has no tangent kernel; what comes after makes up for any start
     excess = 2 * np.log(tangent) - log_q if trained else np.full_like(log_q, _ABSENT)
-    arrays: Any = (log_q, angle, excess, np.cos(between) if trained else np.zeros_like(between))
+    i, j = np.triu_indices(len(X), 1)
+    shared = np.cos(between) * tangent[i] * tangent[j] / (size[i] * size[j])
+    arrays: Any = (log_q, angle, excess, shared)
     return Fields(*arrays)
 
 
@@ -198,6 +206,7 @@ def _square(pairs: np.ndarray, n: int, diagonal: float) -> np.ndarray:
     return out
 
 
-def _scaled(relative: np.ndarray, log_diagonal: np.ndarray) -> np.ndarray:
+def _scaled(values: np.ndarray, logarithms: np.ndarray) -> np.ndarray:
+    """values exp(logarithms), which may be large and small together."""
     with np.errstate(divide="ignore", over="ignore"):
-        return np.sign(relative) * np.exp(np.log(np.abs(relative)) + (log_diagonal[:, :, None] + log_diagonal[:, None, :]) / 2)
+        return np.sign(values) * np.exp(np.log(np.abs(values)) + logarithms)

@@ -24,13 +24,25 @@ SAMPLES = 20
 
 
 class Outputs(NamedTuple):
-    """At each depth: log diagonals (T, n); correlation, ratio and angle of the pairs (T, P)."""
+    """At each depth: log diagonals (T, n); of the pairs (T, P) the correlation, the tangent kernel as others * exp(log_scale), and
+    the angle between the last fields."""
 
     log_nngp: np.ndarray
     log_ntk: np.ndarray
     correlation: np.ndarray
-    ratio: np.ndarray
+    others: np.ndarray
+    log_scale: np.ndarray
     angle: np.ndarray
+
+    def log_mean(self) -> np.ndarray:
+        """Logarithm of the geometric mean of both diagonal entries of the tangent kernel, (T, P)."""
+        i, j = np.triu_indices(self.log_ntk.shape[1], 1)
+        return (self.log_ntk[:, i] + self.log_ntk[:, j]) / 2
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """Tangent kernel over the geometric mean of its diagonal entries, (T, P)."""
+        return self.others * np.exp(self.log_scale - self.log_mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +51,7 @@ class Repetition:
 
     net: DeepNet
     start: Fields
+    depth: int
     layer: LayerMap
     coefficients: Callable[[jax.Array], Coefficients]
     advance: Callable[[Fields, Coefficients, int], tuple[Fields, Coefficients]]
@@ -53,14 +66,14 @@ class Repetition:
         """
         layer = net.layer
         free = all(homogeneous(b.function) for b in layer.branches)
-        largest = 1.0 if free else largest_variance(net, float(np.exp(np.max(start.log_q))), fixed, max(depth, FAR))
+        largest = 1.0 if free else largest_variance(net, float(np.exp(np.max(start.log_q))), fixed, depth)
         i, j = np.triu_indices(len(start.log_q), 1)
         pairs = tuple(map(int, i)), tuple(map(int, j))
         first = np.asarray(start.log_q)
         typical = first if free or not 0 < fixed.q < np.inf else np.maximum(first, np.log(fixed.q))
         repeated = resolved(lambda size: LayerMap(layer, largest, pairs, size), typical)
         compiled = (jax.jit(f) for f in (repeated.coefficients, repeated.advance, cls._readout(net, repeated)))
-        return cls(net, Fields(*map(jnp.asarray, start)), repeated, *compiled)
+        return cls(net, Fields(*map(jnp.asarray, start)), depth, repeated, *compiled)
 
     def outputs(self, depths: np.ndarray) -> Outputs:
         """At these depths, increasing.
@@ -90,54 +103,56 @@ class Repetition:
         i, j = layer.indices
 
         def outputs(fields: Fields) -> tuple[jax.Array, ...]:
-            log_q, angle, excess, ratio = fields
+            log_q, angle, excess, shared_ntk = fields
             one, cosine, first, second = jnp.ones_like(log_q), jnp.cos(angle), log_q[i], log_q[j]
             per_source = -excess if means.free else -fields.log_ntk
             own, shared = means.pair(0, log_q, log_q, one), means.pair(0, first, second, cosine)
             back, shared_back = means.pair(1, log_q, log_q, one), means.pair(1, first, second, cosine)
             gain = branch.weight * back + branch.rate * own * jnp.exp(per_source)
-            between = branch.weight * shared_back * ratio + branch.rate * shared * jnp.exp((per_source[i] + per_source[j]) / 2)
+            log_scale = (first + second) / 2
+            added = shared if means.free else shared * jnp.exp(-log_scale)
             return (
                 jnp.log(branch.weight * own) + means.amplitude(log_q),
                 fields.log_ntk + jnp.log(gain),
                 shared / jnp.sqrt(own[i] * own[j]),
-                between / jnp.sqrt(gain[i] * gain[j]),
+                branch.weight * shared_back * shared_ntk + branch.rate * added,
+                log_scale,
             )
 
         return outputs
 
     def measure(self, fixed: FixedPoint) -> DepthRate:
         """The rate at which the tangent kernel approaches its limit, at depths that show it."""
-        if fixed.c == 1 and abs(fixed.chi_1 / fixed.growth - 1) <= EDGE_WIDTH:
-            return self._algebraic(self.expansion(fixed))
-        if fixed.c is None:
-            return self._algebraic(None)
+        if fixed.c is None or (fixed.c == 1 and abs(fixed.chi_1 / fixed.growth - 1) <= EDGE_WIDTH):
+            return self._algebraic(fixed)
         length = depth_scale(fixed.chi_1 / fixed.unit)
         if fixed.chi_1 < fixed.unit:
-            return self._collapse(length, float(np.log(fixed.chi_1)))
+            return self._collapse(length, float(np.log(fixed.chi_1 / fixed.unit)), float(np.log(fixed.unit)))
         layers = np.unique(np.linspace(10, 10 + max(20, 20 * length), 40).astype(int))
         logs = self.outputs(layers - 1).log_ntk - layers[:, None] * np.log(fixed.unit)
         return fit_exponent(Law.EXPLOSION, layers, logs, float(np.log(fixed.chi_1 / fixed.unit)))
 
-    def _algebraic(self, expansion: EdgeExpansion | None) -> DepthRate:
-        law = Law.LOGARITHM if expansion is None else expansion.law
-        layers = np.unique(np.geomspace(FAR / 100, FAR, 40).round().astype(int))
+    def _algebraic(self, fixed: FixedPoint) -> DepthRate:
+        expansion = self.expansion(fixed)
+        # a variance that is looked at as a number must not grow beyond what was asked for
+        far = FAR if self.layer.free or fixed.fate is not Fate.DIVERGES else self.depth
+        layers = np.unique(np.geomspace(max(3, far / 100), max(4, far), 40).round().astype(int))
         ratio = self.outputs(layers - 1).ratio
-        if expansion is not None and expansion.law is Law.NONE:
-            return DepthRate(Law.NONE, None, None, 0.0, 0.0, None, None, layers, ratio)
+        law = Law.LOGARITHM if expansion is None else expansion.law
+        if law is Law.NONE or len(layers) < 12:
+            known = expansion.limit if expansion else None, expansion.rate if expansion else None
+            return DepthRate(law, None, None, 0.0, 0.0, *known, layers, ratio)
         return fit_ratio(law, layers, ratio, expansion)
 
-    def _collapse(self, length: float, predicted: float) -> DepthRate:
+    def _collapse(self, length: float, predicted: float, unit: float) -> DepthRate:
         """log of |mean of the two diagonal entries - the other entry| / L, between transients and rounding."""
         layers = np.unique(np.linspace(max(4, 5 * length), max(12, 22 * length), 40).round().astype(int))
         out = self.outputs(layers - 1)
-        i, j = self.layer.indices
-        mean = (out.log_ntk[:, i] + out.log_ntk[:, j]) / 2
-        uneven = np.cosh((out.log_ntk[:, i] - out.log_ntk[:, j]) / 2)
-        gap = np.abs(uneven - out.ratio)
+        i, j = np.triu_indices(out.log_ntk.shape[1], 1)
+        gap = np.abs(np.cosh((out.log_ntk[:, i] - out.log_ntk[:, j]) / 2) - out.ratio)
         clear = np.all(gap > 1e-12, axis=1)
         with np.errstate(divide="ignore"):
-            logs = np.log(gap) + mean - np.log(layers)[:, None]
+            logs = np.log(gap) + out.log_mean() - (np.log(layers) + layers * unit)[:, None]
         if clear.sum() < 3:
             return fit_exponent(Law.COLLAPSE, layers[:3], logs[:3], predicted)
         return fit_exponent(Law.COLLAPSE, layers[clear], logs[clear], predicted)
