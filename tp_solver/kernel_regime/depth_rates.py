@@ -82,8 +82,10 @@ class DepthRate:
     values: np.ndarray
 
     def __str__(self) -> str:
-        if self.law is Law.NONE or self.rate is None:
+        if self.law is Law.NONE:
             return self.law.value
+        if self.rate is None:
+            return f"{self.law.value}: too shallow to measure"
 
         def both(name: str, measured: float, spread: float, predicted: float | None) -> str:
             known = "no prediction" if predicted is None else f"predicted {predicted:.5f}"
