@@ -91,6 +91,16 @@ def contracted(one: Pairs, two: Pairs, kept: Positions) -> Pairs:
     return Pairs(*(jnp.sum(a * b, axis=axes) for a, b in zip(one, two, strict=True)))
 
 
+@jax.jit
+def tangent(terms: Sequence[tuple[float, Sequence[Sequence[Pairs]]]]) -> Pairs:
+    """The sum of rate times products, over terms (rate, products of factors): one pass through memory."""
+
+    def part(k: int) -> Array:
+        return jnp.asarray(sum(rate * sum(prod(f[k] for f in factors) for factors in uses) for rate, uses in terms))
+
+    return Pairs(part(0), part(1), part(2))
+
+
 @partial(jax.jit, static_argnums=1)
 def summed(moments: Pairs, kept: Positions) -> Pairs:
     """The sum over equal positions."""

@@ -6,8 +6,7 @@ tangent kernel of its own: that of a matrix is <adjoint adjoint'> <input input'>
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,14 +26,14 @@ from tp_solver.kernel_regime.pairs import (
     constant,
     contracted,
     inputs,
-    scaled,
     summed,
+    tangent,
     through,
-    times,
-    total,
 )
 from tp_solver.limit.transposition import COTANGENT, Backward, Pair, transpose
 from tp_solver.program.statements import ONE, Pool, Program, X
+
+Factors = tuple[Pairs, ...]
 
 
 class LayerKernels(NamedTuple):
@@ -113,13 +112,11 @@ class Propagation:
         moments = Moments(self.reading, {X: data, ONE: ones, COTANGENT: ones}, self.scales, kept, expectations)
         flat = data.mapped(lambda a: jnp.zeros(a.shape[: a.ndim - kept.axes], a.dtype))
 
-        uses: dict[str, list[Pair]] = defaultdict(list)
-        for pair in self.backward.pairs:
-            uses[pair.matrix].append(pair)
-        parts = {}
-        for name in uses:
-            term = self._tangent(moments, uses[name], kept) or flat
-            parts[name] = term if self.rates[name] == 1.0 else scaled(self.rates[name], term)
+        uses: dict[str, list[Factors]] = {m.name: [] for m in self.program.matrices}
+        for p, q in self._pairs_of_uses():
+            uses[p.matrix] += self._factors(moments, p, q, kept)
+        parts = {name: tangent(((self.rates[name], tuple(uses[name])),)) if uses[name] else flat for name in uses} if layers else {}
+        every = tuple((self.rates[name], tuple(factors)) for name, factors in uses.items() if factors)
         last = next(s for s in self.program.products() if s.out == self.program.output)
 
         def own(variable: str, over_positions: Callable[[Pairs, Positions], Pairs]) -> Pairs:
@@ -129,22 +126,28 @@ class Propagation:
         reported = self.program.layers if layers else ()
         return LayerKernels(
             nngp=own(last.out, summed),
-            ntk=total(list(parts.values())),
+            ntk=tangent(every) if every else flat,
             Phi=tuple(own(v.post, averaged_over_positions) for v in reported),
             G=tuple(own(self.backward.adjoints.get(v.pre, ""), summed) for v in reported),
             parts=parts,
         )
 
-    def _tangent(self, moments: Moments, uses: list[Pair], kept: Positions) -> Pairs | None:
-        """<adjoint adjoint'> <input input'> over all pairs of uses of a matrix, summed over pairs of positions."""
-        terms = []
-        for p in uses:
-            for q in uses:
-                adjoint, argument = moments.of(p.adjoint, q.adjoint), moments.of(p.input, q.input)
-                if adjoint is not None and argument is not None:
-                    seen = argument if p.window is None else through(p.window, argument, kept, False)
-                    terms.append(contracted(adjoint, seen, kept) if kept.axes else times(adjoint, seen))
-        return total(terms) if terms else None
+    def _pairs_of_uses(self) -> Iterator[tuple[Pair, Pair]]:
+        """All pairs of uses of the same matrix."""
+        for p in self.backward.pairs:
+            for q in self.backward.pairs:
+                if p.matrix == q.matrix:
+                    yield p, q
+
+    def _factors(self, moments: Moments, p: Pair, q: Pair, kept: Positions) -> list[Factors]:
+        """<adjoint adjoint'> and <input input'> as its window sees it, unless one of them vanishes; their sum over positions at once,
+        as moments over pairs of positions are large."""
+        adjoint, argument = moments.of(p.adjoint, q.adjoint), moments.of(p.input, q.input)
+        if adjoint is None or argument is None:
+            return []
+        if not kept.axes:
+            return [(adjoint, argument)]
+        return [(contracted(adjoint, argument if p.window is None else through(p.window, argument, kept, False), kept),)]
 
 
 @dataclass(frozen=True)
