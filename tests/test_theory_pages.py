@@ -64,6 +64,13 @@ def test_the_pages_are_there():
     assert {p.stem for p in PAGES} == set(PREFIXES)
 
 
+def test_every_page_is_in_the_list_of_pages():
+    """The list opens the page of notation; a reader of the README comes to every page by a link there, or by that list."""
+    opening = (THEORY / "notation.md").read_text(encoding="utf-8").split("\n## ")[0]
+    assert set(re.findall(r"\]\((\w+)\.md\)", opening)) == set(PREFIXES) - {"notation"}
+    assert "(theory/notation.md)" in README.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_blocks_are_in_step(page, printer):
     assert printer.stale(page) == [], "run: python theory/print_blocks.py"
