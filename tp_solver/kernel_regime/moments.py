@@ -63,11 +63,24 @@ class Moments:
     def _product(self, s: Term, t: Term) -> Pairs | None:
         if bool(s.backward) != bool(t.backward):
             return None
+        for term, other, first in ((s, t, True), (t, s, False)):
+            if pooled := next((n for n, _ in term.backward if n in self._reading.opaque), None):
+                return self._through_mean(term, pooled, other, first)
         forward = self._forward(s, t)
         if not s.backward:
             return forward
         backward = self._covariance(s.backward, t.backward)
         return None if backward is None or forward is None else times(backward, forward)
+
+    def _through_mean(self, term: Term, pooled: str, other: Term, first: bool) -> Pairs | None:
+        """A term whose adjoint holds a mean of ``z F(h)``, which depends on the other term through F too: read what is averaged."""
+        pool, weight = self._reading.sources[pooled], dict(term.backward)[pooled]
+        assert isinstance(pool, Pool) and term.factor.is_number  # maps of such means are refused
+        argument, far = self._reading.fields[pool.arg], (other,)
+        rest = tuple((n, c) for n, c in term.backward if n != pooled)
+        near = (Term(rest, (), sp.S.One),) if rest else ()
+        moved, kept = ((self.inner(a, far) if first else self.inner(far, a)) for a in (argument, near))
+        return _scaled(float(term.factor), _total((_scaled(weight, self._mean(pool, moved, first)), kept)))
 
     def _covariance(self, g: Gaussian, h: Gaussian) -> Pairs | None:
         return _total(_scaled(c * d, self._atom(v, w)) for v, c in g for w, d in h)
