@@ -121,33 +121,51 @@ class _Reader:
             first.bias,
             first.bias_rate,
             RepeatedLayer(layers[0].branches, float(layers[0].skip), layers[0].bias, layers[0].bias_rate),
-            self._branch(last, fields[-1], sp.S.One),
+            self._branch(last, fields[-1]),
         )
 
     def _parts(self, name: str, origin: str) -> _Parts:
         """A field in terms of an earlier one."""
         if name == origin:
             return _Parts(sp.S.One, (), 0.0, 0.0)
+        terms = self._terms(name, origin)
+        skip = terms.pop(origin, sp.S.Zero)
+        branches: list[Branch] = []
+        bias = bias_rate = 0.0
+        for out, c in terms.items():
+            s, square = self.made[out], float(c) ** 2
+            assert isinstance(s, Product)
+            if self._is_bias(s):
+                bias += square * self.scales[s.matrix] ** 2
+                bias_rate += square * self.rates[s.matrix]
+            elif square > 0:
+                branch = self._branch(s, origin)
+                branches.append(Branch(branch.function, square * branch.weight, square * branch.rate))
+        return _Parts(skip, tuple(branches), bias, bias_rate)
+
+    def _terms(self, name: str, origin: str) -> dict[str, sp.Expr]:
+        """A field as a linear combination of an earlier one and of products, each with its whole coefficient: one that occurs twice adds
+        up before anything is squared."""
+        if name == origin:
+            return {origin: sp.S.One}
         match self.made.get(name):
-            case Product() as s if self.program.matrix(s.matrix).role is Role.BIAS and s.arg == ONE:
-                return _Parts(sp.S.Zero, (), self.scales[s.matrix] ** 2, self.rates[s.matrix])
-            case Product() as s:
-                return _Parts(sp.S.Zero, (self._branch(s, origin, sp.S.One),), 0.0, 0.0)
+            case Product():
+                return {name: sp.S.One}
             case Sum() as s:
-                parts = [(c, self._parts(v, origin)) for c, v in s.terms]
-                squares = [(float(c) ** 2, p) for c, p in parts]
-                return _Parts(
-                    sp.Add(*(c * p.skip for c, p in parts)),
-                    tuple(Branch(b.function, c2 * b.weight, c2 * b.rate) for c2, p in squares for b in p.branches),
-                    sum(c2 * p.bias for c2, p in squares),
-                    sum(c2 * p.bias_rate for c2, p in squares),
-                )
+                out: dict[str, sp.Expr] = {}
+                for c, v in s.terms:
+                    for term, inner in self._terms(v, origin).items():
+                        out[term] = out.get(term, sp.S.Zero) + c * inner
+                return out
         raise ProgramError(self.program.name, f"{name}, which {origin} does not make", "layers that repeat", _HINT)
 
-    def _branch(self, s: Product, origin: str, factor: sp.Expr) -> Branch:
+    def _is_bias(self, s: Product) -> bool:
+        return self.program.matrix(s.matrix).role is Role.BIAS and s.arg == ONE
+
+    def _branch(self, s: Product, origin: str) -> Branch:
         if s.transpose or s.window is not None:
             raise ProgramError(str(s), "a transpose or a window", "plain products", _HINT)
-        return Branch(self._function(s.arg, origin) * factor, self.scales[s.matrix] ** 2, self.rates[s.matrix])
+        return Branch(self._function(s.arg, origin), self.scales[s.matrix] ** 2, self.rates[s.matrix])
 
     def _follows(self, name: str, origin: str) -> bool:
         """Whether a variable is an entrywise function of another."""
