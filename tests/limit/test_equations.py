@@ -9,7 +9,7 @@ import pytest
 import sympy as sp
 
 from tp_solver.errors import InputError, ParameterizationError, ProgramError, RangeError
-from tp_solver.limit.derive import ETA, limit
+from tp_solver.limit.derive import limit
 from tp_solver.limit.master import earlier, hidden_uses, step
 from tp_solver.limit.regime import Regime
 from tp_solver.limit.transposition import transpose
@@ -18,6 +18,7 @@ from tp_solver.program.losses import CrossEntropy, Logistic
 from tp_solver.program.parameterization import D, Parameterization, integrable, mean_field, muP, ntk, standard, standard_1n
 from tp_solver.program.tracing import average, entrywise, hidden_matrix, input_matrix, program, readout
 from tp_solver.program.training import GradientDescent, GradientFlow
+from tp_solver.program.update import RATE as ETA
 from tp_solver.symbols.activation import gelu, linear, relu, tanh
 from tp_solver.symbols.notation import (
     GAMMA0,

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from tp_solver.limit.derive import BETA, limit
+from tp_solver.limit.derive import limit
 from tp_solver.limit.master import step
 from tp_solver.limit.transposition import COTANGENT, transpose
 from tp_solver.program.architectures import mlp
 from tp_solver.program.parameterization import D, muP
 from tp_solver.program.statements import ONE, Map, Product, Role, Sum, X, symbol
 from tp_solver.program.training import GradientDescent
+from tp_solver.program.update import MOMENTUM as BETA
 from tp_solver.symbols.activation import tanh
 from tp_solver.symbols.equation import Kind
 from tp_solver.symbols.notation import GAMMA0, MU, NU, Entrywise, Expectation, Observable, P, Quantity, Response, S, T

@@ -45,7 +45,7 @@ def _column(reading: Reading) -> Equation:
 def covariances(reading: Reading) -> Iterator[Equation]:
     """The covariance of every Gaussian field, and between those of the same matrix in the same orientation."""
     names = reading.names
-    products = [s for s in names.statements if isinstance(s, Product) and s.out in names.gaussians and reading.scale(s.matrix) != 0]
+    products = [s for s in names.statements if isinstance(s, Product) and s.out in names.gaussians and reading.correlation(s.matrix) != 0]
     for k, a in enumerate(products):
         for b in products[k:]:
             if (a.matrix, a.transpose) != (b.matrix, b.transpose) or (reading.initial and reading.odd(a.out) != reading.odd(b.out)):
@@ -54,7 +54,7 @@ def covariances(reading: Reading) -> Iterator[Equation]:
             key = (la, i) if a is b else (la, i, j) if la == lb else (la, i, lb, j)
             lhs = Expectation(names.gaussian(a, MU, reading.now) * names.gaussian(b, NU, reading.then))
             averaged = sp.S.One if a.arg == COTANGENT else reading.kernel(a.arg, b.arg, (MU, NU), (reading.now, reading.then))
-            yield Equation(key, lhs, reading.scale(a.matrix) * averaged, Kind.GAUSSIAN, _why_gaussian(reading, a, b))
+            yield Equation(key, lhs, reading.correlation(a.matrix) * averaged, Kind.GAUSSIAN, _why_gaussian(reading, a, b))
 
 
 def response_kernels(reading: Reading) -> Iterator[Equation]:
@@ -90,10 +90,13 @@ def kernels(reading: Reading) -> Iterator[Equation]:
     yield from (found[key] for key in sorted(found, key=lambda k: (k[0] == "G", len(k), list(map(str, k)))))
 
 
-def common_eta(reading: Reading) -> sp.Expr:
-    """The learning rate that all matrices share, or 1 where they differ (K then contains them)."""
-    rates = set(reading.eta.values())
-    return rates.pop() if len(rates) == 1 else sp.S.One
+def common_eta(reading: Reading, time: sp.Expr | None = None) -> sp.Expr:
+    """The learning rate that all matrices share, at a time where it has one, or 1 where they differ (K then contains them)."""
+    matrices = {str(eta): m for m, eta in reading.eta.items()}
+    if len(matrices) > 1:
+        return sp.S.One
+    (matrix,) = matrices.values()
+    return reading.eta[matrix] if time is None else reading.memory.rate(matrix, time)
 
 
 def tangent_kernel(reading: Reading) -> sp.Expr:
@@ -130,7 +133,7 @@ def why(reading: Reading, s: Statement) -> str:
 def _why_product(reading: Reading, s: Product) -> Iterator[str]:
     matrix = reading.names.program.matrix(s.matrix)
     yield f"Product {place(reading, s)} with the {matrix.role.name.lower()} matrix {s.matrix}; master theorem, product rule:"
-    if reading.scale(s.matrix) != 0:
+    if reading.correlation(s.matrix) != 0:
         letter, i = reading.names.gaussians[s.out]
         yield f"  Gaussian part {letter}^{i}: independent of the other matrices, covariance as in [{letter!r}, {i!r}]."
     for r in reading.responses:

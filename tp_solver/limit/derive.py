@@ -8,27 +8,40 @@ from typing import Any
 import sympy as sp
 
 from tp_solver import checks
-from tp_solver.errors import ProgramError
+from tp_solver.errors import InputError, ProgramError
 from tp_solver.limit import blocks
 from tp_solver.limit.equations import LimitEquations
+from tp_solver.limit.memory import Memory, memory
 from tp_solver.limit.naming import Names
 from tp_solver.limit.reading import Reading
 from tp_solver.limit.regime import Regime
 from tp_solver.limit.spec import limit_spec
 from tp_solver.limit.survival import Survey
 from tp_solver.limit.transposition import transpose
+from tp_solver.program import update
 from tp_solver.program.losses import CrossEntropy, gradient
 from tp_solver.program.parameterization import Parameterization
+from tp_solver.program.schedules import CONSTANT, STEPS
 from tp_solver.program.statements import Program
 from tp_solver.program.training import GradientDescent, GradientFlow, Training
 from tp_solver.symbols import activation
 from tp_solver.symbols.equation import Equation, Key, Kind
-from tp_solver.symbols.notation import GAMMA0, MU, NU, C, Entrywise, Expectation, K, Kernel, Observable, P, Response, T, over_points
-
-ETA = sp.Symbol("eta", nonnegative=True)
-"""The learning rate lr of the training rule."""
-BETA = sp.Symbol("beta", nonnegative=True)
-"""The momentum of the training rule."""
+from tp_solver.symbols.notation import (
+    GAMMA0,
+    MU,
+    NU,
+    C,
+    Entrywise,
+    Expectation,
+    K,
+    Kernel,
+    Observable,
+    P,
+    PastSum,
+    Response,
+    T,
+    over_points,
+)
 
 
 def limit(net: Program, parameterization: Parameterization, training: Training) -> LimitEquations:
@@ -62,12 +75,21 @@ def limit(net: Program, parameterization: Parameterization, training: Training) 
     backward = transpose(net)
     spec = limit_spec(net, parameterization)
     eta, rates = _learning_rates(net, training)
+    remembered = memory(training, eta)
+    _require_gaussian_start(net, parameterization, remembered)
     derive, initial = _BY_REGIME[spec.regime]
     several = isinstance(training.loss, CrossEntropy)
     # one kernel serves all outputs at initialisation, so the backward pass is then seeded with 1 also for several of them
-    names = Names(net, backward, several, seeded=several and not initial)
-    reading = Reading(names, spec, eta, initial, _momentum(training))
-    equations = (*derive(reading, training), *_errors(names, training), *_definitions(names), *rates, *_momentum_value(training))
+    names = Names(net, backward, several, seeded=several and not initial, moving=not (initial or remembered.static))
+    reading = Reading(names, spec, remembered, initial)
+    equations = (
+        *derive(reading, training),
+        *_errors(names, training),
+        *_definitions(names),
+        *rates,
+        *_remembered(reading),
+        *_constants(training),
+    )
     _refuse_clashes(equations)
     survey = Survey(net, parameterization, reading)
     return LimitEquations(
@@ -101,9 +123,18 @@ def _lazy(reading: Reading, training: Training) -> Iterator[Equation]:
     yield from blocks.covariances(reading)
     yield from blocks.response_kernels(reading)
     yield from _initial_output(reading)
+    _refuse_changing_kernels(reading.memory)
     now, following = _outputs(reading.names, (T,)), _outputs(reading.names, (T + 1,))
     error = Observable("e", (), (NU, C) if reading.names.several else (NU,), (T,))
-    moved = blocks.common_eta(reading) * over_points(_tangent(()) * error) + _momentum(training) * (now - _outputs(reading.names, (T - 1,)))
+    pushed = over_points(_tangent(()) * error)
+    if reading.memory.scheduled and reading.memory.carry != 0:
+        # the velocity, as the last move is no longer a multiple of it
+        last = Observable("v", (), (MU, C) if reading.names.several else (MU,), (T - 1,))
+        velocity = Observable("v", (), (MU, C) if reading.names.several else (MU,), (T,))
+        yield Equation(("v",), velocity, reading.memory.carry * last + pushed, Kind.OUTPUT, "The velocity of the output; v(-1) = 0.")
+        moved = blocks.common_eta(reading, T) * velocity
+    else:
+        moved = blocks.common_eta(reading, T) * pushed + reading.memory.carry * (now - _outputs(reading.names, (T - 1,)))
     yield Equation(("K",), _tangent(()), blocks.tangent_kernel(reading), Kind.OUTPUT, _WHY_K)
     yield Equation(
         ("f",), following, now + moved, Kind.OUTPUT, "Weights move so little that the output is linear in them: K stays what it was."
@@ -174,32 +205,68 @@ def _initial_output(reading: Reading) -> Iterator[Equation]:
 def _learning_rates(net: Program, training: Training) -> tuple[dict[str, sp.Expr], tuple[Equation, ...]]:
     """The symbol of every matrix's learning rate (0: frozen), and their values."""
     if isinstance(training, GradientFlow):
-        return dict.fromkeys((m.name for m in net.matrices), ETA), ()
+        return dict.fromkeys((m.name for m in net.matrices), update.RATE), ()
     values = training.rates(net)
     if len(set(values.values())) == 1 and all(values.values()):
-        return dict.fromkeys(values, ETA), (_number("eta", ETA, next(iter(values.values()))),)
+        return dict.fromkeys(values, update.RATE), (_number("eta", update.RATE, next(iter(values.values())), training),)
     symbols = {m: sp.Symbol(f"eta_{m}", nonnegative=True) if v else sp.S.Zero for m, v in values.items()}
-    return symbols, tuple(_number(f"eta_{m}", symbols[m], v) for m, v in values.items() if v)
+    return symbols, tuple(_number(f"eta_{m}", symbols[m], v, training) for m, v in values.items() if v)
 
 
-def _number(key: str, symbol: sp.Expr, value: float) -> Equation:
-    return Equation((key,), symbol, sp.Float(value), Kind.DEFINITION, "The learning rate of the training rule.")
+def _number(key: str, symbol: sp.Expr, value: float, training: GradientDescent) -> Equation:
+    if training.schedule == CONSTANT:
+        return Equation((key,), symbol, sp.Float(value), Kind.DEFINITION, "The learning rate of the training rule.")
+    over_time = sp.Float(value) * training.schedule.factor.subs(STEPS, training.steps)
+    why = f"The learning rate of the training rule, {training.schedule}."
+    return Equation((key,), Observable(str(symbol), (), (), (T,)), over_time, Kind.DEFINITION, why)
 
 
-def _momentum(training: Training) -> sp.Expr:
-    """The symbol of the momentum, or zero without it."""
-    return BETA if isinstance(training, GradientDescent) and training.momentum else sp.S.Zero
+_MEANINGS = (
+    (update.MOMENTUM, "beta", "momentum", "The momentum of the training rule."),
+    (update.DECAY, "lambda", "weight_decay", "The weight decay of the training rule, per unit of learning rate."),
+    (update.TEMPERATURE, "tau", "temperature", "The temperature of the noise that every weight receives."),
+)
+"""Constants of the update: symbol, key, attribute of the training rule, meaning."""
 
 
-def _momentum_value(training: Training) -> tuple[Equation, ...]:
-    if not isinstance(training, GradientDescent) or not training.momentum:
-        return ()
-    return (Equation(("beta",), BETA, sp.Float(training.momentum), Kind.DEFINITION, "The momentum of the training rule."),)
+def _constants(training: Training) -> Iterator[Equation]:
+    """Values of the constants that the rule uses."""
+    if isinstance(training, GradientDescent):
+        for symbol, key, attribute, why in _MEANINGS:
+            if value := getattr(training, attribute):
+                yield Equation((key,), symbol, sp.Float(value), Kind.DEFINITION, why)
+
+
+def _remembered(reading: Reading) -> Iterator[Equation]:
+    """kappa and C, where training learns features."""
+    if not reading.initial:
+        yield from reading.memory.definitions({m: limit.deviation for m, limit in reading.spec.matrices.items()})
+
+
+def _require_gaussian_start(net: Program, parameterization: Parameterization, remembered: Memory) -> None:
+    """Noise enters with the power of N of the initial weights, which a matrix that starts at zero does not tell."""
+    if remembered.temperature == 0:
+        return
+    for m in net.matrices:
+        if parameterization.scaling(m).sigma == 0:
+            raise InputError(
+                "temperature", f"noise on the matrix {m.name}, which starts at zero", "matrices that start Gaussian (sigma > 0)",
+                "give it a small sigma, or train without noise",
+            )  # fmt: skip
+
+
+def _refuse_changing_kernels(remembered: Memory) -> None:
+    if not remembered.static:
+        raise InputError(
+            "training", "weight decay or noise in the kernel regime", "weights that keep their start",
+            "they change the kernels over times of order 1/(lr weight_decay): take a parameterization that learns features, or leave them out",
+        )  # fmt: skip
 
 
 def _errors(names: Names, training: Training) -> Iterator[Equation]:
     """The weighted error e = -p dl/df, by differentiating the loss."""
-    weight = Observable("p", (), (MU,))
+    batches = training.batches if isinstance(training, GradientDescent) else None
+    weight = Observable("p", (), (MU,), () if batches is None else (T,))
     e = Observable("e", (), (MU, C) if names.several else (MU,), (T,))
     why = f"Minus the derivative of the {training.loss.name} loss with respect to the output, weighted."
     if names.several:
@@ -208,7 +275,12 @@ def _errors(names: Names, training: Training) -> Iterator[Equation]:
         yield Equation(("l",), loss, _pointwise(training, 3)[0], Kind.DEFINITION, "The loss per data point, written for three outputs.")
     else:
         yield Equation(("e",), e, weight * (-_pointwise(training, 1)[1]), Kind.OUTPUT, why)
-    yield Equation(("p",), weight, 1 / P, Kind.DEFINITION, "Full batch: every training point counts alike, test points not at all.")
+    if batches is None:
+        yield Equation(("p",), weight, 1 / P, Kind.DEFINITION, "Full batch: every training point counts alike, test points not at all.")
+        return
+    chosen = Observable("b", (), (MU,), (T,))
+    why = f"The {batches}: b is 1 for the points of the batch of step t, else 0, and the weights of a batch sum to 1."
+    yield Equation(("p",), weight, chosen / PastSum(Observable("b", (), (NU,), (T,)), (NU, 1, P)), Kind.DEFINITION, why)
 
 
 def _pointwise(training: Training, outputs: int) -> tuple[sp.Expr, sp.Expr]:
@@ -263,6 +335,9 @@ def _refuse_clashes(equations: tuple[Equation, ...]) -> None:
     for e in equations:
         if e.key in seen:
             raise ProgramError(
-                "named", e.key[0], "a name that the equations do not use already", "f, e, p, K, l, eta, beta and phi are taken: rename it"
+                "named",
+                e.key[0],
+                "a name that the equations do not use already",
+                "f, e, p, b, v, K, l, eta, beta, lambda, tau and phi are taken: rename it",
             )
         seen.add(e.key)

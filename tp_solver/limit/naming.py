@@ -33,12 +33,14 @@ class Names:
         several: whether there are several outputs, so that f, e and y carry the index c.
         seeded: whether the backward pass starts with the errors of all outputs (gradients of the loss) rather than with 1
             (gradients of the output).
+        moving: whether the random part of every matrix changes in training, by decay or noise.
     """
 
     program: Program
     backward: Backward
     several: bool = False
     seeded: bool = False
+    moving: bool = False
     defined: dict[Key, tuple[str, str]] = field(default_factory=dict, compare=False)
     """Kernels handed out so far: key -> the two variables."""
 
@@ -182,11 +184,11 @@ class Names:
         return {o: (letter, i) for letter, part in (("u", u), ("b", b), ("r", r)) for o, i in part.items()}
 
     def gaussian(self, product: Product, point: sp.Expr, time: sp.Expr | None) -> sp.Expr:
-        """The Gaussian part of a product: static for input matrices, biases and the readout."""
+        """The Gaussian part of a product: static for input matrices, biases and the readout, if the weights keep their start."""
         letter, index = self.gaussians[product.out]
         role = self.program.matrix(product.matrix).role
         points = {Role.BIAS: (), Role.READOUT: (C,) if self.seeded else ()}.get(role, (point,))
-        return Field(letter, (index,), points, _times(time) if role is Role.HIDDEN else ())
+        return Field(letter, (index,), points, _times(time) if role is Role.HIDDEN or self.moving else ())
 
     def response_key(self, use: Use, other: Use) -> Key:
         """A for forward products, B for backward ones, numbered by the layer below the matrix."""

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import sympy as sp
 
 from tp_solver.limit.master import Response, live_responses, outer
+from tp_solver.limit.memory import Memory
 from tp_solver.limit.naming import Names
 from tp_solver.limit.spec import LimitSpec
 from tp_solver.limit.transposition import COTANGENT
@@ -33,17 +34,19 @@ class Reading:
     Args:
         names: the dictionary from variables to nodes.
         spec: scale and rate of every matrix in the limit.
-        eta: the learning rate of every matrix (zero: frozen).
+        memory: learning rates, and what weights remember of their pushes and of their start.
         initial: whether only the state at initialisation is read: no past, nothing learned, no times.
-        momentum: share of the last move that is made again. The push of step s has then been made
-            ``1 + momentum + ... = (1 - momentum^(t - s))/(1 - momentum)`` times until t.
     """
 
     names: Names
     spec: LimitSpec
-    eta: Mapping[str, sp.Expr]
+    memory: Memory
     initial: bool = False
-    momentum: sp.Expr = sp.S.Zero
+
+    @property
+    def eta(self) -> Mapping[str, sp.Expr]:
+        """The learning rate of every matrix (zero: frozen), the factor of a schedule apart."""
+        return self.memory.rates
 
     @property
     def now(self) -> Time:
@@ -66,6 +69,12 @@ class Reading:
     def scale(self, matrix: str) -> sp.Expr:
         """Variance of a matrix in the limit, per kernel that it multiplies (Phi^0 = x.x'/D is one)."""
         return self._per_input(matrix) * self.spec.matrices[matrix].scale ** 2
+
+    def correlation(self, matrix: str) -> sp.Expr:
+        """Covariance of the random part of a matrix between two times, per kernel that it multiplies."""
+        if self.initial or self.scale(matrix) == 0:
+            return self.scale(matrix)
+        return self.scale(matrix) * self.memory.correlation(matrix, self.spec.matrices[matrix].deviation)
 
     def rate(self, matrix: str) -> sp.Expr:
         """Rate of a matrix in the limit, per kernel that it multiplies."""
@@ -116,23 +125,22 @@ class Reading:
 
     def parts(self, s: Product, point: sp.Expr, time: Time) -> Iterator[sp.Expr]:
         """The terms of a product."""
-        if self.scale(s.matrix) != 0:
+        correlation = self.correlation(s.matrix)
+        if correlation != 0:
             yield self.names.gaussian(s, point, time)
         for r in self.responses:
             if r.use.product == s:
                 kernel = Kernel(*split(self.names.response_key(r.use, r.other)), (point, NU), () if self.initial else (time, S))
                 summand = kernel * self.value(r.other.product.arg, NU, self.then)
-                total = over_points(summand) if self.initial else over_past(summand, r.present)
-                yield self.scale(s.matrix) * total
+                constant, varying = correlation.as_independent(S, T, as_Add=False)
+                yield constant * (over_points(summand) if self.initial else over_past(varying * summand, r.present))
         if s.matrix in self.learning:
             for pair in self.names.backward.pairs:
                 if pair.matrix == s.matrix:
                     left, right = outer(pair, s.transpose)
-                    pushed = self._repeats(time) * self._update(s, left, right, point, time)
-                    yield self.eta[s.matrix] * GAMMA0 * self.rate(s.matrix) * over_past(pushed, False)
-
-    def _repeats(self, time: Time) -> sp.Expr:
-        return sp.S.One if self.momentum == 0 else (1 - self.momentum ** (time - S)) / (1 - self.momentum)
+                    pushed = sp.Mul(self.memory.push(s.matrix), GAMMA0, self.rate(s.matrix))
+                    constant, varying = pushed.as_independent(S, T, as_Add=False)
+                    yield constant * over_past(varying * self._update(s, left, right, point, time), False)
 
     def _update(self, s: Product, left: str, right: str, point: sp.Expr, time: Time) -> sp.Expr:
         """What one outer product of the update adds, per point nu and time s."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sympy as sp
 
@@ -18,11 +18,12 @@ from tp_solver.program.statements import Matrix, Program, Role
 class MatrixLimit:
     """What is left of one matrix: its Gaussian part has standard deviation ``scale``, its updates carry ``rate``.
 
-    ``scale`` is alpha sigma and ``rate`` is eta alpha^2, or zero for a part that vanishes with the width.
+    ``scale`` is alpha sigma and ``rate`` is eta alpha^2, or zero for a part that vanishes with the width; ``deviation`` is sigma.
     """
 
     scale: sp.Expr
     rate: sp.Expr
+    deviation: sp.Expr = field(default=sp.S.One, compare=False)
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def _matrix_limit(matrix: Matrix, report: RegimeReport) -> MatrixLimit:
     return MatrixLimit(
         scale=s.alpha * s.sigma if _keeps_start(matrix, report.regime, counted) else zero,
         rate=s.eta * s.alpha**2 if _trains(matrix, report, counted) else zero,
+        deviation=sp.sympify(s.sigma),
     )
 
 
