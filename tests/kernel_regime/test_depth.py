@@ -7,7 +7,9 @@ import pytest
 import sympy as sp
 
 import tp_solver as tp
+from tp_solver.kernel_regime.depth_rates import Law
 
+elu = tp.Activation("elu", lambda x: sp.Piecewise((x, x > 0), (sp.exp(x) - 1, True)))
 X = np.random.default_rng(0).standard_normal((3, 5))
 X *= 5**0.5 / np.linalg.norm(X, axis=1, keepdims=True)
 
@@ -42,7 +44,6 @@ def test_erf_on_the_edge():
 
 
 def test_the_table_of_the_edge():
-    elu = tp.Activation("elu", lambda x: sp.Piecewise((x, x > 0), (sp.exp(x) - 1, True)))
     assert abs(tp.fixed_point(tp.relu, sp.sqrt(2)).chi_1 - 1) < 1e-12
     for activation, weight in ((tp.tanh, 1.302), (elu, 1.227)):
         assert abs(tp.fixed_point(activation, weight, 0.2).chi_1 - 1) < 0.005
@@ -83,3 +84,39 @@ def test_bad_input():
         tp.fixed_point(tp.relu, -1.0)
     with pytest.raises(tp.TPError):
         tp.edge_of_chaos(tp.relu, float("nan"))
+
+
+CHAOTIC = tp.mlp(2, tp.erf, bias=0.3, bias_rate=0.09)
+
+
+def test_chaotic_diagonals_explode_and_the_rest_settles():
+    """The diagonal grows as chi_1^L; other entries end at q* c* / (1 - chi_c), less the bias that the readout does not have."""
+    found = tp.depth_analysis(CHAOTIC, tp.ntk.times(2.0), X, (29, 200, 201))
+    at = found.fixed_point
+    assert at.phase is tp.Phase.CHAOTIC and found.rate.law is Law.EXPLOSION
+    assert found.rate.predicted_rate == pytest.approx(np.log(at.chi_1), rel=1e-12) == pytest.approx(0.4056, abs=5e-5)
+    assert found.rate.rate == pytest.approx(found.rate.predicted_rate, rel=1e-3)
+    np.testing.assert_allclose(found.log_ntk[2] - found.log_ntk[1], np.log(at.chi_1), rtol=1e-9)
+    others = ~np.eye(3, dtype=bool)
+    np.testing.assert_allclose(found.ntk[2][others], found.ntk[1][others], rtol=1e-9)
+    np.testing.assert_allclose(found.ntk[2][others], at.q * at.c / (1 - at.chi_c) - 0.09, rtol=1e-8)
+    assert np.all(found.ratio[2][others] < 1e-15)
+
+
+def test_chaotic_kernels_are_those_of_the_deep_program():
+    found = tp.depth_analysis(CHAOTIC, tp.ntk.times(2.0), X, (29,))
+    wanted = tp.kernels(tp.mlp(29, tp.erf, bias=0.3, bias_rate=0.09), tp.ntk.times(2.0), X)
+    np.testing.assert_allclose(found.ntk[0], wanted.ntk, rtol=1e-11)
+    np.testing.assert_allclose(found.nngp[0], wanted.nngp, rtol=1e-11)
+
+
+@pytest.mark.parametrize(("activation", "law", "rate"), [(tp.erf, Law.LOGARITHM, -1.06654), (elu, Law.ROOT, -0.40342)], ids=["erf", "elu"])
+def test_smooth_rates_on_the_edge(activation, law, rate):
+    """KD.11: log L / L for a smooth activation, L^(-1/2) where its second derivative jumps; measured beside predicted."""
+    edge = tp.edge_of_chaos(activation, 0.2)
+    net = tp.mlp(2, activation, bias=0.2, bias_rate=0.04)
+    found = tp.depth_analysis(net, tp.ntk.times(edge.weight_scale), X, (3,)).rate
+    assert found.law is law
+    assert found.predicted_limit == 1 / 3 and found.limit == pytest.approx(1 / 3, abs=1e-6)
+    assert found.predicted_rate == pytest.approx(rate, abs=1e-5)
+    assert found.rate == pytest.approx(found.predicted_rate, rel=5e-4)
