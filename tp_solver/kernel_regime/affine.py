@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from tp_solver.kernel_regime.filters import filter_at, reported_filters
+from tp_solver.kernel_regime.filters import filter_at, moving, reported_filters
 from tp_solver.kernel_regime.trajectory import KernelTrajectory, exact_trajectory, point_losses
 from tp_solver.program.losses import Loss, gradient
 from tp_solver.program.training import Training
@@ -24,26 +24,32 @@ def is_affine(loss: Loss, outputs: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Eigenmodes:
-    """p^(1/2) K p^(1/2) = U Lambda U^T on the training points; p = 1/P.
+    """w^(1/2) K w^(1/2) = U Lambda U^T on the training points, whose errors the loss weighs by w, for example 1/P.
+
+    Directions that do not move are left out: K u = 0 there, and a long time would make much of its rounding.
 
     Attributes:
-        eigenvalues: (P,), rising, learning rates included.
-        columns: p^(1/2) U, (P, P).
+        eigenvalues: (M,), M <= P, positive and rising, learning rates included.
+        columns: w^(1/2) U, (P, M).
     """
 
     eigenvalues: np.ndarray
     columns: np.ndarray
 
     def solver(self, filters: np.ndarray) -> np.ndarray:
-        """S = p^(1/2) U g U^T p^(1/2), (P, P), which takes initial errors y - f_0 to coefficients c with f = f_0 + K c."""
+        """S = w^(1/2) U g U^T w^(1/2), (P, P), which takes initial errors y - f_0 to coefficients c with f = f_0 + K c."""
         return (self.columns * filters) @ self.columns.T
 
 
-def eigenmodes(kernel: np.ndarray, points: int) -> Eigenmodes:
-    """The modes of a kernel over all points, of which the first ``points`` are for training."""
-    root = points**-0.5
-    eigenvalues, vectors = np.linalg.eigh(root * kernel[:points, :points] * root)
-    return Eigenmodes(eigenvalues, root * vectors)
+def eigenmodes(kernel: np.ndarray, root: np.ndarray) -> Eigenmodes:
+    """The modes of a kernel of the training points, (P, P), learning rates included, for roots of weights w^(1/2), (P,)."""
+    eigenvalues, vectors = np.linalg.eigh(root[:, None] * kernel * root)
+    moves = moving(eigenvalues)
+    return Eigenmodes(eigenvalues[moves], root[:, None] * vectors[:, moves])
+
+
+def _evenly(points: int) -> np.ndarray:
+    return np.full(points, points**-0.5)
 
 
 def affine_trajectory(
@@ -56,7 +62,7 @@ def affine_trajectory(
         covariance: of the initial function, (Pa, Pa), or None for a start at zero.
     """
     points, all_points = len(y), len(kernel)
-    modes = eigenmodes(kernel, points)
+    modes = eigenmodes(kernel[:points, :points], _evenly(points))
     with np.errstate(over="ignore", invalid="ignore"):
         filters = reported_filters(training, modes.eigenvalues)
         coefficients = np.einsum("pi,ti,ik->tpk", modes.columns, filters, modes.columns.T @ y, optimize=True)
@@ -87,7 +93,7 @@ def solver_at(kernel: np.ndarray, training: Training, time: float) -> np.ndarray
     Raises:
         InputError: for a time that the rule does not have, or infinity where the training diverges.
     """
-    modes = eigenmodes(kernel, len(kernel))
+    modes = eigenmodes(kernel, _evenly(len(kernel)))
     return modes.solver(filter_at(training, modes.eigenvalues, time).moved)
 
 

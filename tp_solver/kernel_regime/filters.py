@@ -19,6 +19,11 @@ CUTOFF = np.finfo(float).eps
 """Eigenvalues below this times their number times the largest one are rounding: such directions never move."""
 
 
+def moving(eigenvalues: np.ndarray) -> np.ndarray:
+    """Which directions move at all, (P,): the others have eigenvalues that are zero but for rounding, of either sign."""
+    return eigenvalues > CUTOFF * len(eigenvalues) * eigenvalues.max(initial=0.0)
+
+
 def reported_filters(training: Training, eigenvalues: np.ndarray) -> np.ndarray:
     """g at every reported time, (T + 1, P)."""
     if isinstance(training, GradientFlow):
@@ -91,8 +96,8 @@ def _settled(training: Training, eigenvalues: np.ndarray) -> Filter:
             "a finite number of steps",
             f"training diverges: the rate is {largest / edge(training.momentum):.4g} times the critical one",
         )
-    moving = eigenvalues > CUTOFF * len(eigenvalues) * largest
-    return Filter(np.where(moving, 1.0 / np.where(moving, eigenvalues, 1.0), 0.0), np.where(moving, 0.0, 1.0))
+    moves = moving(eigenvalues)
+    return Filter(np.where(moves, 1.0 / np.where(moves, eigenvalues, 1.0), 0.0), np.where(moves, 0.0, 1.0))
 
 
 def edge(momentum: float) -> float:

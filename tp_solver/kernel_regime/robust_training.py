@@ -15,7 +15,7 @@ import numpy as np
 
 from tp_solver import checks
 from tp_solver.errors import InputError
-from tp_solver.kernel_regime.affine import Eigenmodes, covariance_at, is_affine
+from tp_solver.kernel_regime.affine import Eigenmodes, covariance_at, eigenmodes, is_affine
 from tp_solver.kernel_regime.dynamics import rates_of
 from tp_solver.kernel_regime.filters import edge, filter_at, reported_filters
 from tp_solver.kernel_regime.jacobian import GIB, JacobianKernels, matrix, rated_jacobian_kernels
@@ -161,7 +161,7 @@ class RobustTraining:
     def critical_lr(self) -> float:
         """Descent converges below this rate; it falls as the penalty grows (KJ.6)."""
         momentum = self.training.momentum if isinstance(self.training, GradientDescent) else 0.0
-        largest = self.modes.eigenvalues[-1]
+        largest = self.modes.eigenvalues.max(initial=0.0)
         return float(edge(momentum) * self.lr / largest) if largest > 0 else np.inf
 
     def at(self, time: float) -> JacobianMoments:
@@ -342,8 +342,7 @@ def robust_training(
     weight[:, 0] = 1.0
     root = np.sqrt(weight.ravel() / task.P)
     train = matrix(found.ntk[: task.P, :, : task.P])
-    eigenvalues, vectors = np.linalg.eigh(lr * root[:, None] * train * root)
-    modes = Eigenmodes(np.maximum(eigenvalues, 0.0), root[:, None] * vectors)
+    modes = eigenmodes(lr * train, root)
     random = gamma0 > 0 and limit_spec(net, parameterization).random_output
     return RobustTraining(found, modes, random, net, parameterization, training, task, penalty, gamma0, lr)
 

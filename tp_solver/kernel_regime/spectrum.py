@@ -10,7 +10,7 @@ import numpy as np
 
 from tp_solver import checks
 from tp_solver.errors import InputError
-from tp_solver.kernel_regime.filters import edge, filter_at, growth_per_step
+from tp_solver.kernel_regime.filters import edge, filter_at, growth_per_step, moving
 from tp_solver.program.training import GradientFlow, Training, check_momentum
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def kernel_modes(kernel: np.ndarray, initial_error: np.ndarray, training: Traini
         kernel: (P, P), without lr; initial_error: -dl/df at f = 0, (P, K); training: with a single lr, if it descends.
     """
     values, vectors = np.linalg.eigh(kernel / len(kernel))
-    values, vectors = np.maximum(values[::-1], 0.0) * training.loss.curvature, vectors[:, ::-1]
+    values, vectors = np.where(moving(values), values, 0.0)[::-1] * training.loss.curvature, vectors[:, ::-1]
     squares = np.sum((vectors.T @ initial_error) ** 2, axis=1)
     share = squares / squares.sum() if squares.sum() > 0 else squares
     if isinstance(training, GradientFlow):
