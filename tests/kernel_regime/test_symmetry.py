@@ -45,7 +45,7 @@ def test_learning_curves_follow_the_symmetry():
     assert (curve(NETS["GAP"], SIGNED, (100, 400), 300).nmse > 0.9).all()
     turned = {name: curve(NETS[name], LOCAL, (100, 400), 300, turned=True).nmse for name in ("FCN", "VEC")}
     np.testing.assert_allclose(turned["FCN"], found["FCN"], rtol=1e-6)
-    assert turned["VEC"][1] > 0.6
+    assert (turned["VEC"] > 1).all()
 
 
 @pytest.mark.slow
@@ -53,7 +53,9 @@ def test_learning_curves_at_1600_samples():
     nets = {name: curve(NETS[name], ACROSS, (100, 400, 1600), 1000).nmse for name in ("FCN", "VEC", "GAP")}
     assert nets["FCN"][2] < 0.3 and nets["VEC"][2] > 1 and nets["GAP"][2] > 1
     assert (curve(NETS["GAP"], SIGNED, (100, 400, 1600), 1000).nmse > 0.9).all()
-    assert curve(NETS["VEC"], LOCAL, (100, 400, 1600), 1000, turned=True).nmse[2] > 0.6
+    turned = {name: curve(NETS[name], LOCAL, (100, 400, 1600), 1000, turned=True).nmse for name in ("FCN", "VEC")}
+    np.testing.assert_allclose(turned["FCN"], curve(NETS["FCN"], LOCAL, (100, 400, 1600), 1000).nmse, rtol=1e-6)
+    assert (turned["VEC"] > 1).all()
 
 
 def test_bad_input():
