@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -100,10 +101,36 @@ def test_a_mean_below_its_noise_has_no_power():
 
 
 def test_a_constant_has_a_power_and_no_spread():
-    found = scan(lambda net: np.float64(net.width) ** -0.25, widths=(4, 8, 16))
+    def power(net):
+        float(net.w["W0"][0, 0])  # not to be traced
+        return net.width**-0.25
+
+    found = scan(power, widths=(4, 8, 16))
     assert found.slope_rms.value == pytest.approx(-0.25, abs=1e-12)
     assert found.slope_mean.value == pytest.approx(-0.25, abs=1e-12)
     assert found.slope_sd is None
+
+
+RNG = np.random.default_rng(5)
+
+
+@pytest.mark.parametrize(
+    ("observable", "seeds"),
+    [(lambda net: RNG.standard_normal(), 20), (lambda net: RNG.standard_normal(3), 2), (lambda net: net.width**-0.25, 3)],
+    ids=["random", "random, one net at a time", "constant"],
+)
+def test_observables_that_do_not_see_the_net(observable, seeds):
+    """Randomness of the host is frozen by tracing: one number for all nets must not pass for a mean without scatter."""
+    with pytest.raises(InputError, match=r"width 4, whatever its weights.*must come from the net") as caught:
+        scan(observable, seeds=seeds)
+    assert caught.value.field == "observable"
+
+
+def test_equal_values_of_different_nets_pass():
+    """Signs, ranks and derivatives that vanish may agree among all nets; they are seen to come from the weights, or to be zero."""
+    rank = scan(lambda net: jnp.linalg.matrix_rank(net.w["W0"]) * 1.0)
+    assert (rank.values == 2).all() and rank.slope_sd is None
+    assert (scan(lambda net: 0.0).values == 0).all()
 
 
 def test_interrupted_scans_keep_what_all_widths_have():
