@@ -6,6 +6,7 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ import numpy as np
 from tp_solver.errors import InputError
 
 T = TypeVar("T")
+
+FIGURE_FORMATS = ("png", "pdf", "svg")
 
 
 def number(
@@ -41,6 +44,8 @@ def number(
         x = float(value)
     except (TypeError, ValueError) as error:
         raise InputError(field, value, allowed, hint or f"give {field} as a plain number") from error
+    except OverflowError as error:
+        raise InputError(field, "an integer beyond float64", allowed, hint or f"choose {allowed}") from error
     bad = not math.isfinite(x)
     bad |= minimum is not None and x < minimum
     bad |= above is not None and x <= above
@@ -109,3 +114,14 @@ def instance(field: str, value: Any, kinds: type[T] | tuple[type[T], ...], expec
     if isinstance(value, FunctionType) and value.__module__.startswith("tp_solver"):
         raise InputError(field, f"the function {value.__name__}", expected, f"call it: {value.__name__}(...)")
     raise InputError(field, value, expected, hint or f"a {type(value).__name__} does not fit here")
+
+
+def figure_path(value: Any, field: str = "path") -> Path:
+    """A file in a folder that exists, whose suffix is a format of figures."""
+    if not isinstance(value, (str, Path)):
+        raise InputError(field, value, "the path of a file", 'for example "figure.png"')
+    target = Path(value)
+    one_of(field, target.suffix.lower(), [f".{name}" for name in FIGURE_FORMATS])
+    if not target.parent.is_dir():
+        raise InputError(field, str(target), "a file in an existing folder", f"create {target.parent} first")
+    return target

@@ -39,7 +39,7 @@ STYLE: Mapping[str, Any] = {
     "savefig.dpi": 200,
     "mathtext.fontset": "cm",
 }
-FORMATS = ("png", "pdf", "svg")
+FORMATS = checks.FIGURE_FORMATS
 THEORY = "black"
 WIDTHS = "plasma_r"
 """Perceptually uniform, and told apart also without red or green: wider is darker."""
@@ -242,12 +242,7 @@ def save(figure: Figure, path: Any) -> Path:
     Raises:
         InputError: for a path whose folder does not exist, or an unknown suffix.
     """
-    if not isinstance(path, (str, Path)):
-        raise InputError("path", path, "the path of a file", 'for example "figure.png"')
-    target = Path(path)
-    checks.one_of("path", target.suffix.lower(), [f".{f}" for f in FORMATS])
-    if not target.parent.is_dir():
-        raise InputError("path", str(target), "a file in an existing folder", f"create {target.parent} first")
+    target = checks.figure_path(path)
     with style():
         figure.savefig(target)
     return target

@@ -10,7 +10,8 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 import tp_solver as tp
 from tp_solver.errors import InputError
 from tp_solver.kernel_regime.compute import kernels
-from tp_solver.kernel_regime.gaussian_process import condition, covariance_matrix, log_marginal_likelihood
+from tp_solver.kernel_regime.covariance import covariance_matrix
+from tp_solver.kernel_regime.gaussian_process import condition, log_marginal_likelihood
 
 RNG = np.random.default_rng(0)
 X, X_TEST = RNG.standard_normal((12, 3)), RNG.standard_normal((5, 3))

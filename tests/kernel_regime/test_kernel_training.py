@@ -347,6 +347,19 @@ WRONG = {
 }
 
 
+def test_kernels_in_single_precision_are_covariances_to_single_precision():
+    """One rule for all kernels: rounding of float32 is neither asymmetry nor a negative eigenvalue."""
+    x = np.random.default_rng(0).standard_normal((ALL, 2))
+    single = (x @ x.T).astype(np.float32)
+    single[0, 1] = np.nextafter(single[0, 1], np.float32(np.inf))
+    rule = GradientDescent(0.1, 3)
+    expected = KernelDynamics(x @ x.T, Y, rule).at(3).f
+    assert KernelDynamics(single, Y, rule).at(3).f == pytest.approx(expected, rel=1e-5)
+    assert critical_rate(single) == pytest.approx(critical_rate(x @ x.T), rel=1e-5)
+    with pytest.raises(InputError, match="asymmetric"):
+        KernelDynamics(single.astype(np.float64), Y, rule)
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_bad_records(name):
     change, field = WRONG[name]
@@ -365,6 +378,7 @@ REFUSED = {
     "half a step of another loss": (lambda: KernelDynamics(NTK, SIGNS, GradientDescent(1.0, 1, Logistic())).at(1.5), "time"),
     "negative time": (lambda: GIVEN.at(-1.0), "time"),
     "time nan": (lambda: GIVEN.at(math.nan), "time"),
+    "a time beyond float64": (lambda: GIVEN.at(10**400), "time"),
     "time as text": (lambda: GIVEN.at("end"), "time"),
     "new kernel of other points": (lambda: GIVEN.predict(NTK[P:], 3), "ntk_new"),
     "half a covariance": (lambda: GIVEN.predict(NTK[P:, :P], 3, NNGP[P:, :P]), "nngp_new"),
@@ -377,6 +391,7 @@ REFUSED = {
     "negative gamma0": (lambda: KernelDynamics.of(NET, ntk, DESCENT, X[:P], Y, gamma0=-1.0), "gamma0"),
     "no net": (lambda: KernelDynamics.of("mlp", ntk, DESCENT, X[:P], Y), "net"),
     "plot without a folder": (lambda: GIVEN.modes.plot("/nowhere/at/all.png"), "path"),
+    "plot to a number": (lambda: GIVEN.modes.plot(5), "path"),
     "plot without a format": (lambda: GIVEN.modes.plot("modes.doc"), "path"),
 }
 

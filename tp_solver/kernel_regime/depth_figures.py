@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tp_solver import checks
-from tp_solver.errors import InputError
 from tp_solver.kernel_regime.depth_rates import DepthRate, Law
 
 if TYPE_CHECKING:
@@ -64,12 +62,7 @@ def saved(figure: Figure, path: Any) -> Figure:
         InputError: for a path whose folder does not exist, or an unknown suffix.
     """
     if path is not None:
-        if not isinstance(path, (str, Path)):
-            raise InputError("path", path, "the path of a file", 'for example "figure.png"')
-        target = Path(path)
-        checks.one_of("path", target.suffix.lower(), (".png", ".pdf", ".svg"))
-        if not target.parent.is_dir():
-            raise InputError("path", str(target), "a file in an existing folder", f"create {target.parent} first")
+        target = checks.figure_path(path)
         with style():
             figure.savefig(target)
     return figure

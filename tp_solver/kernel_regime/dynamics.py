@@ -19,9 +19,10 @@ from tp_solver import checks
 from tp_solver.errors import BudgetError, InputError
 from tp_solver.kernel_regime.affine import affine_trajectory, covariance_at, is_affine, solver_at
 from tp_solver.kernel_regime.compute import KernelSet, kernels
+from tp_solver.kernel_regime.covariance import covariance_matrix
 from tp_solver.kernel_regime.filters import whole_steps
 from tp_solver.kernel_regime.sampled import REPLICATES, sampled_trajectory
-from tp_solver.kernel_regime.spectrum import KernelModes, kernel_modes, semidefinite
+from tp_solver.kernel_regime.spectrum import KernelModes, kernel_modes
 from tp_solver.kernel_regime.trajectory import KernelTrajectory, point_slopes
 from tp_solver.limit.spec import limit_spec
 from tp_solver.program.parameterization import Parameterization
@@ -63,7 +64,7 @@ def dynamics(
     Raises:
         InputError: for malformed arrays. BudgetError: if the covariances would not fit, or a flow needs too many steps.
     """
-    kernel = semidefinite("kernel", kernel)
+    kernel = covariance_matrix("kernel", kernel)
     y = checks.array("y", y, ndim=(1, 2), hint="y is (P,) or (P, K)")
     y = y.reshape(len(y), -1)
     points, all_points = len(y), len(kernel)
@@ -94,7 +95,7 @@ def dynamics(
 
 
 def _alike(field: str, value: Any, points: int) -> np.ndarray:
-    covariance = semidefinite(field, value)
+    covariance = covariance_matrix(field, value)
     if len(covariance) != points:
         raise InputError(field, f"shape {covariance.shape}", f"shape {(points, points)}, like the kernel", "give it over all points")
     return covariance
@@ -170,7 +171,7 @@ class KernelDynamics:
         checks.instance("training", self.training, (GradientDescent, GradientFlow), "a training rule", _RULE)
         if isinstance(self.training, GradientDescent) and not isinstance(self.training.lr, float):
             raise InputError("training.lr", self.training.lr, "one number", "KernelDynamics.of(net, ...) takes a rate per matrix")
-        object.__setattr__(self, "ntk", semidefinite("ntk", self.ntk))
+        object.__setattr__(self, "ntk", covariance_matrix("ntk", self.ntk))
         y = self.training.loss.labels(checks.array("y", self.y, ndim=(1, 2), hint="y is (P,) or (P, K)"), "y")
         object.__setattr__(self, "y", y)
         if len(y) > len(self.ntk):

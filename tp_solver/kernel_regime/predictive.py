@@ -92,11 +92,7 @@ class Predictive:
         ax.spines[["top", "right"]].set_visible(False)
         ax.margins(x=0.01)
         if path is not None:
-            target = Path(path)
-            checks.one_of("path", target.suffix.lower(), (".png", ".pdf", ".svg"))
-            if not target.parent.is_dir():
-                raise InputError("path", str(target), "a file in an existing folder", f"create {target.parent} first")
-            figure.savefig(target, dpi=200)
+            figure.savefig(checks.figure_path(path), dpi=200)
         return figure
 
     def __str__(self) -> str:

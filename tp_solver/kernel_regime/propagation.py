@@ -16,6 +16,7 @@ import numpy as np
 
 from tp_solver import checks
 from tp_solver.errors import InputError
+from tp_solver.kernel_regime.covariance import covariance_matrix
 from tp_solver.kernel_regime.expectations import Concrete, Survey, Traced
 from tp_solver.kernel_regime.fields import Reading, read
 from tp_solver.kernel_regime.moments import Expectations, Moments
@@ -186,13 +187,7 @@ def propagate(program: Program, scales: Mapping[str, float], rates: Mapping[str,
     Example: ``propagate(tp.mlp(depth=1, activation=tp.tanh), {"W0": 1, "W1": 1}, {"W0": 1, "W1": 1}, X @ X.T / D)``.
     """
     ready = Propagation(program, scales, rates)
-    gram = checks.array("gram", gram, ndim=(2,), hint="gram is X @ X.T")
-    if gram.shape[0] != gram.shape[1] or not np.allclose(gram, gram.T, rtol=1e-10, atol=1e-12):
-        raise InputError("gram", f"an array of shape {gram.shape}", "a symmetric square matrix", "gram is X @ X.T")
-    gram = (gram + gram.T) / 2
-    lowest = float(np.linalg.eigvalsh(gram)[0])
-    if lowest < -1e-10 * np.abs(gram).max() * len(gram):
-        raise InputError("gram", f"an eigenvalue {lowest:.3g}", "a positive semidefinite matrix", "gram is X @ X.T")
+    gram = covariance_matrix("gram", gram)
     with jax.enable_x64(True):
         found = ready.concrete(Pairs(*(jnp.asarray(a) for a in (gram.diagonal(), gram.diagonal(), gram))))
     whole: Any = jax.tree.map(_symmetric, found, is_leaf=lambda x: isinstance(x, Pairs))

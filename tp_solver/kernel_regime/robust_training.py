@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -267,7 +266,7 @@ class RobustTraining:
         Raises:
             InputError: for a path whose folder does not exist, or an unknown suffix.
         """
-        target = None if path is None else _target(path)
+        target = None if path is None else checks.figure_path(path)
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(10.2, 3.0), layout="constrained")
@@ -370,11 +369,3 @@ def _loss(F: np.ndarray, variance: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _slope(F: np.ndarray, variance: np.ndarray) -> np.ndarray:
     squares = (F[:, :, 1:] ** 2).reshape(*F.shape[:2], F.shape[2] - 1, -1)
     return np.sqrt((squares.sum(axis=3) + squares.shape[3] * variance[:, :, 1:]).sum(axis=2).mean(axis=1))
-
-
-def _target(path: Any) -> Path:
-    target = Path(path)
-    checks.one_of("path", target.suffix.lower(), (".png", ".pdf", ".svg"))
-    if not target.parent.is_dir():
-        raise InputError("path", str(target), "a file in an existing folder", f"create {target.parent} first")
-    return target

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tp_solver import checks
-from tp_solver.errors import InputError
+from tp_solver.kernel_regime.covariance import covariance_matrix
 from tp_solver.kernel_regime.filters import edge, filter_at, growth_per_step, moving
 from tp_solver.program.training import GradientFlow, Training, check_momentum
 
@@ -38,27 +37,11 @@ def critical_rate(kernel: Any, momentum: float = 0.0, curvature: float = 1.0) ->
     Raises:
         InputError: for a kernel that is no symmetric positive semidefinite matrix, or a momentum or curvature out of range.
     """
-    kernel = semidefinite("kernel", kernel)
+    kernel = covariance_matrix("kernel", kernel)
     momentum = check_momentum(momentum)
     curvature = checks.number("curvature", curvature, above=0.0)
     largest = np.linalg.eigvalsh(kernel)[-1] * curvature / len(kernel)
     return float(edge(momentum) / largest) if largest > 0 else np.inf
-
-
-def semidefinite(field: str, value: Any) -> np.ndarray:
-    """A symmetric positive semidefinite matrix, made exactly symmetric.
-
-    Raises:
-        InputError: for anything else, beyond rounding (1e-9 of the largest entry).
-    """
-    out = checks.array(field, value, ndim=(2,), hint=f"{field} is (Pa, Pa)")
-    scale = np.abs(out).max()
-    if out.shape[0] != out.shape[1] or not np.allclose(out, out.T, rtol=0, atol=1e-9 * scale):
-        raise InputError(field, f"an array of shape {out.shape}", "a symmetric square matrix", "kernels are (Pa, Pa), symmetric")
-    lowest = np.linalg.eigvalsh(out)[0]
-    if lowest < -1e-8 * scale * len(out):
-        raise InputError(field, f"an eigenvalue {lowest:.3g}", "a positive semidefinite matrix", "a kernel is a covariance")
-    return (out + out.T) / 2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -140,11 +123,7 @@ class KernelModes:
         for ax in (left, right):
             ax.spines[["top"]].set_visible(False)
         if path is not None:
-            target = Path(path)
-            checks.one_of("path", target.suffix.lower(), (".png", ".pdf", ".svg"))
-            if not target.parent.is_dir():
-                raise InputError("path", str(target), "a file in an existing folder", f"create {target.parent} first")
-            figure.savefig(target, dpi=200)
+            figure.savefig(checks.figure_path(path), dpi=200)
         return figure
 
     def __str__(self) -> str:

@@ -17,7 +17,8 @@ import numpy as np
 from tp_solver import checks
 from tp_solver.errors import InputError
 from tp_solver.kernel_regime.affine import covariance_at, solver_at
-from tp_solver.kernel_regime.gaussian_process import CONSISTENT, Factor, condition, covariance_matrix, factorise
+from tp_solver.kernel_regime.covariance import covariance_matrix
+from tp_solver.kernel_regime.gaussian_process import CONSISTENT, Factor, condition, factorise
 from tp_solver.kernel_regime.predictive import Predictive, UncertaintyTable
 from tp_solver.program.losses import SquaredError
 from tp_solver.program.training import GradientDescent, GradientFlow, Training
