@@ -240,6 +240,9 @@ _TRAINING: dict[str, Callable[[Training, Any], Any]] = {
     "numbers of steps": lambda r, program: r.steps,
     "losses": lambda r, program: r.loss.name,
     "learning rates": lambda r, program: r.rates(program) if isinstance(r, GradientDescent) else None,
+    "updates": lambda r, program: r.update if isinstance(r, GradientDescent) else None,
+    "minibatches": lambda r, program: r.batches if isinstance(r, GradientDescent) else None,
+    "schedules": lambda r, program: r.schedule.factor if isinstance(r, GradientDescent) else None,
     "final times": lambda r, program: None if isinstance(r, GradientDescent) else r.time,
 }
 

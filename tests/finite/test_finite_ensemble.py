@@ -10,11 +10,12 @@ import sympy as sp
 from tp_solver import errors
 from tp_solver.finite import dynamics
 from tp_solver.finite.ensemble import ensemble_arrays, from_arrays
-from tp_solver.finite.experiment import _base, _first_row, clock_of, march, precision, prepare
+from tp_solver.finite.experiment import _base, _first_row, clock_of, march, moving_from, precision, prepare
 from tp_solver.finite.simulate import simulate
 from tp_solver.program.architectures import mlp
 from tp_solver.program.losses import Logistic
 from tp_solver.program.parameterization import Parameterization, muP, standard
+from tp_solver.program.schedules import Batches, cosine
 from tp_solver.program.task import Task
 from tp_solver.program.tracing import bias, hidden_matrix, input_matrix, program, readout
 from tp_solver.program.training import GradientDescent
@@ -142,15 +143,24 @@ def test_memory_is_refused_before_anything_runs():
         run(memory=1e4)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5], ids=["descent", "heavy ball"])
-def test_memory_estimate_is_that_of_the_compiled_step(momentum):
+RULES = {
+    "descent": {},
+    "heavy ball": {"momentum": 0.5},
+    "decay": {"weight_decay": 0.1},
+    "noise": {"temperature": 0.1, "batches": Batches(2), "schedule": cosine()},
+    "everything": {"momentum": 0.5, "weight_decay": 0.1, "temperature": 0.1},
+}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_memory_estimate_is_that_of_the_compiled_step(rule):
     width = 1000
-    e = prepare(NET, muP, replace(TRAIN, momentum=momentum), TASK, 1.0, (width,), 1, False, 0, "float64")
+    e = prepare(NET, muP, replace(TRAIN, **rule), TASK, 1.0, (width,), 1, False, 0, "float64")
     with precision():
         weights, numbers, data = e.draw(width, (0,)), e.numbers(width), e.data
         base = _base(e, weights, numbers, data)
         rows = _first_row(e, dynamics.row(e.net, weights, base, numbers, data))
-        moving = dynamics.Moving(weights, e.rule.before(weights))
+        moving = moving_from(e, width, (0,), weights)
         step = dynamics.advance.lower(e.net, e.rule, moving, rows, base, numbers, data, clock_of(e, width), 0, 1).compile()
     used = step.memory_analysis()
     peak = used.argument_size_in_bytes + used.temp_size_in_bytes

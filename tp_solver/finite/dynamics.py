@@ -20,6 +20,7 @@ from tp_solver.program.statements import Space
 
 Rows = dict[str, Array]
 Velocity = Callable[[Weights], Weights]
+"""Minus the gradient times the rate."""
 
 
 class Base(NamedTuple):
@@ -29,19 +30,38 @@ class Base(NamedTuple):
     f_test: Array | None
 
 
-class Clock(NamedTuple):
-    """Time per reported row, integrator steps per row, and the share of the last move that is made again."""
+class Course(NamedTuple):
+    """Numbers of every update of gradient descent.
 
-    time: Any
-    substeps: Any
-    momentum: Any
+    Attributes:
+        factor: of the learning rate, (steps,).
+        carry: share of the velocity that is carried on.
+        keep, kick: per matrix the share that is kept and the deviation of the noise, (steps,); empty where there is none of either.
+        points, weights: the points of every batch and their weights in the loss, (steps, size); None for the full batch.
+    """
+
+    factor: Array
+    carry: Any
+    keep: dict[str, Array]
+    kick: dict[str, Array]
+    points: Array | None
+    weights: Array | None
+
+
+class Clock(NamedTuple):
+    """Time per reported row and integrator steps per row of a flow, or the course of gradient descent."""
+
+    time: Any = None
+    substeps: Any = None
+    course: Course | None = None
 
 
 class Moving(NamedTuple):
-    """The weights and their last move (without entries where the rule forgets it)."""
+    """The weights, their velocity (without entries where the rule forgets it), and a key where there is noise."""
 
     weights: Weights
-    last: Weights
+    velocity: Weights
+    key: Array | None
 
 
 class Look(NamedTuple):
@@ -58,18 +78,39 @@ def _moved(weights: Weights, by: float | Array, velocity: Weights) -> Weights:
     return {name: w + by * velocity[name] for name, w in weights.items()}
 
 
-def descent(velocity: Velocity, state: Moving, clock: Clock) -> Moving:
+def descent(velocity: Velocity, state: Moving, clock: Clock, t: Array) -> Moving:
     """One update of gradient descent; the rates already hold the step."""
-    return Moving(_moved(state.weights, 1.0, velocity(state.weights)), state.last)
+    course = _course(clock)
+    return state._replace(weights=_moved(state.weights, course.factor[t], velocity(state.weights)))
 
 
-def heavy_ball(velocity: Velocity, state: Moving, clock: Clock) -> Moving:
-    """One update of gradient descent that makes a share of the last move again."""
-    move = _moved(velocity(state.weights), clock.momentum, state.last)
-    return Moving(_moved(state.weights, 1.0, move), move)
+def heavy_ball(velocity: Velocity, state: Moving, clock: Clock, t: Array) -> Moving:
+    """One update of gradient descent that carries a share of the velocity on."""
+    course = _course(clock)
+    carried = _moved(velocity(state.weights), course.carry, state.velocity)
+    return state._replace(weights=_moved(state.weights, course.factor[t], carried), velocity=carried)
 
 
-def runge_kutta(velocity: Velocity, state: Moving, clock: Clock) -> Moving:
+def langevin(velocity: Velocity, state: Moving, clock: Clock, t: Array) -> Moving:
+    """One update with weight decay or noise, and a velocity if there is one: the general rule."""
+    course = _course(clock)
+    new = (heavy_ball if state.velocity else descent)(velocity, state, clock, t)
+    weights = new.weights
+    if course.keep:  # decay acts on the weights before the update
+        weights = {name: w + (course.keep[name][t] - 1) * state.weights[name] for name, w in weights.items()}
+    if course.kick and state.key is not None:
+        keys = jax.random.split(jax.random.fold_in(state.key, t), len(weights))
+        noise = {name: jax.random.normal(key, weights[name].shape, weights[name].dtype) for name, key in zip(weights, keys, strict=True)}
+        weights = {name: w + course.kick[name][t] * noise[name] for name, w in weights.items()}
+    return new._replace(weights=weights)
+
+
+def _course(clock: Clock) -> Course:
+    assert clock.course is not None  # clock_of gives one to every descent
+    return clock.course
+
+
+def runge_kutta(velocity: Velocity, state: Moving, clock: Clock, t: Array) -> Moving:
     """One reported interval of gradient flow by the classic fourth-order rule."""
     dt = clock.time / clock.substeps
 
@@ -81,7 +122,7 @@ def runge_kutta(velocity: Velocity, state: Moving, clock: Clock) -> Moving:
             total = _moved(total, weight, k)
         return _moved(w, dt / 6, total)
 
-    return Moving(jax.lax.fori_loop(0, clock.substeps, step, state.weights), state.last)
+    return state._replace(weights=jax.lax.fori_loop(0, clock.substeps, step, state.weights))
 
 
 def _forgotten(weights: Weights) -> Weights:
@@ -94,21 +135,32 @@ def _at_rest(weights: Weights) -> Weights:
 
 @dataclass(frozen=True)
 class Rule:
-    """How weights move from one reported row to the next, how many arrays of the size of the weights that takes, and what
-    stands for the last move before the first."""
+    """How weights move from one reported row to the next, how many arrays of the size of the weights that takes, and the velocity
+    before the first."""
 
-    move: Callable[[Velocity, Moving, Clock], Moving]
+    move: Callable[[Velocity, Moving, Clock, Array], Moving]
     copies: int
     before: Callable[[Weights], Weights] = _forgotten
 
 
 DESCENT = Rule(descent, 1)
 HEAVY_BALL = Rule(heavy_ball, 2, _at_rest)
+LANGEVIN = Rule(langevin, 3)
+LANGEVIN_BALL = Rule(langevin, 4, _at_rest)
 RUNGE_KUTTA = Rule(runge_kutta, 5)
 
 
 def _loss(net: Net, weights: Weights, base: Base, numbers: Numbers, data: Data) -> Array:
     return jnp.mean(net.point_loss(net.predict(weights, numbers, data.X) - base.f, data.y))
+
+
+def _batch_loss(net: Net, weights: Weights, base: Base, numbers: Numbers, data: Data, course: Course, t: Array) -> Array:
+    """The loss of the batch of step t."""
+    if course.points is None or course.weights is None:
+        return _loss(net, weights, base, numbers, data)
+    chosen = course.points[t]
+    f = net.predict(weights, numbers, data.X[:, chosen]) - base.f[chosen]
+    return jnp.sum(course.weights[t] * net.point_loss(f, data.y[chosen]))
 
 
 def _training_row(net: Net, weights: Weights, base: Base, numbers: Numbers, data: Data) -> Rows:
@@ -144,8 +196,13 @@ def advance(
     first = [m.name for m in net.program.matrices if m.role.domain is Space.DATA]
 
     def one(moving: Moving, rows: Rows, base: Base) -> tuple[Moving, Rows]:
-        def velocity(w: Weights) -> Weights:
-            slope = jax.grad(lambda v: _loss(net, v, base, numbers, data))(w)
+        def velocity(t: Array, w: Weights) -> Weights:
+            def loss(v: Weights) -> Array:
+                if clock.course is None:
+                    return _loss(net, v, base, numbers, data)
+                return _batch_loss(net, v, base, numbers, data, clock.course, t)
+
+            slope = jax.grad(loss)(w)
             # One, but known only after the last gradient: XLA then updates in place, where it would else copy every matrix
             # once per step. A gradient that is not finite makes it NaN.
             done = 1.0 + 0.0 * sum(jnp.sum(slope[name]) for name in first)
@@ -153,7 +210,7 @@ def advance(
 
         def body(t: Array, state: tuple[Moving, Rows]) -> tuple[Moving, Rows]:
             old, rows = state
-            new = rule.move(velocity, old, clock)
+            new = rule.move(partial(velocity, t), old, clock, t)
             # Test points meet the new weights: read after the update, the old ones need no copy.
             now = {k: (t, v) for k, v in _training_row(net, old.weights, base, numbers, data).items()}
             now |= {k: (t + 1, v) for k, v in _test_row(net, new.weights, base, numbers, data).items()}

@@ -16,8 +16,8 @@ from tp_solver import checks
 from tp_solver.errors import BudgetError, InputError, ParameterizationError, ProgramError
 from tp_solver.finite import dynamics
 from tp_solver.finite.dense import Data, Net, Numbers, Weights
-from tp_solver.finite.dynamics import Base, Clock, Moving, Rows, Rule
-from tp_solver.finite.initial import draw_weights, numbers_at
+from tp_solver.finite.dynamics import Base, Clock, Course, Moving, Rows, Rule
+from tp_solver.finite.initial import draw_weights, numbers_at, weight_units
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.positions import channels_of
 from tp_solver.program.statements import Program, Space
@@ -26,6 +26,8 @@ from tp_solver.program.training import GradientDescent, GradientFlow, Training, 
 
 T = TypeVar("T")
 DTYPES = ("float64", "float32")
+NOISE = 2**20
+"""The stream of a net that noise in training comes from; those of its matrices are numbered from 0."""
 FLOW_STEP = 0.1
 """Integrator step of gradient flow, in units of the fastest rate of the initial net."""
 
@@ -57,6 +59,8 @@ class Experiment:
         """How the weights move between reported rows."""
         if isinstance(self.training, GradientFlow):
             return dynamics.RUNGE_KUTTA
+        if self.training.weight_decay or self.training.temperature:
+            return dynamics.LANGEVIN_BALL if self.training.momentum else dynamics.LANGEVIN
         return dynamics.HEAVY_BALL if self.training.momentum else dynamics.DESCENT
 
     @property
@@ -229,7 +233,7 @@ def march(
     net, steps, data = experiment.net, experiment.training.steps, experiment.data
     numbers, weights = experiment.numbers(width), experiment.draw(width, labels)
     base = _base(experiment, weights, numbers, data)
-    moving = Moving(weights, experiment.rule.before(weights))
+    moving = moving_from(experiment, width, labels, weights)
     rows = _first_row(experiment, dynamics.row(net, weights, base, numbers, data))
     looks: list[T] = []
     now = 0
@@ -246,6 +250,15 @@ def march(
     for name, values in last.items():
         series[name][:, steps] = values
     return series, looks
+
+
+def moving_from(experiment: Experiment, width: int, labels: Sequence[int], weights: Weights) -> Moving:
+    """Nets at rest, each with its own key for noise."""
+    keys = None
+    if isinstance(experiment.training, GradientDescent) and experiment.training.temperature:
+        seeds = [int(np.random.default_rng([experiment.seed, width, label, NOISE]).integers(2**31)) for label in labels]
+        keys = jax.vmap(jax.random.key)(jnp.array(seeds))
+    return Moving(weights, experiment.rule.before(weights), keys)
 
 
 def _base(experiment: Experiment, weights: Weights, numbers: Numbers, data: Data) -> Base:
@@ -270,9 +283,14 @@ def _blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
+def rows_for(steps: int) -> int:
+    """Room for the rows of a run."""
+    return max(64, 1 << steps.bit_length())
+
+
 def _first_row(experiment: Experiment, first: Rows) -> Rows:
     """Arrays for all rows, holding the first; room is a power of two, so that one compilation serves many numbers of steps."""
-    room = max(64, 1 << experiment.training.steps.bit_length())
+    room = rows_for(experiment.training.steps)
     rows = {name: np.full((len(v), room, *v.shape[1:]), np.nan, experiment.dtype) for name, v in first.items()}
     for name, v in first.items():
         rows[name][:, 0] = v
@@ -286,7 +304,7 @@ def clock_of(experiment: Experiment, width: int) -> Clock:
     this width.
     """
     if isinstance(experiment.training, GradientDescent):
-        return Clock(experiment.dtype.type(1.0), 1, experiment.dtype.type(experiment.training.momentum))
+        return Clock(course=_course(experiment, experiment.training, width))
     net, data, numbers = experiment.net, experiment.data, experiment.numbers(width)
     weights = experiment.draw(width, experiment.seeds[:1])
     base = _base(experiment, weights, numbers, data)
@@ -298,4 +316,24 @@ def clock_of(experiment: Experiment, width: int) -> Clock:
         rate *= float(dynamics.curvature(net, start["f"][0], data.y)) / experiment.task.P
     interval = experiment.training.time / experiment.training.steps
     substeps = int(np.ceil(interval * rate / FLOW_STEP)) if np.isfinite(rate) else 1
-    return Clock(experiment.dtype.type(interval), max(1, min(substeps, 100_000)), experiment.dtype.type(0.0))
+    return Clock(experiment.dtype.type(interval), max(1, min(substeps, 100_000)))
+
+
+def _course(experiment: Experiment, training: GradientDescent, width: int) -> Course:
+    """Numbers of every update at a width, in room that is a power of two, so that one compilation serves many numbers of steps."""
+    pace = training.pace(experiment.net.program)
+    units = weight_units(experiment.net, experiment.parameterization, width, experiment.channels)
+
+    def number(values: np.ndarray) -> jax.Array:
+        room = rows_for(training.steps) - len(values)
+        return jnp.asarray(np.pad(values, ((0, room), *((0, 0),) * (values.ndim - 1))), experiment.dtype)
+
+    batches = None if training.batches is None else training.batches.chosen(experiment.task.P, training.steps)
+    return Course(
+        number(pace.factor),
+        experiment.dtype.type(pace.carry),
+        {m: number(a) for m, a in pace.keep.items()} if training.weight_decay else {},
+        {m: number(a * units[m]) for m, a in pace.kick.items()} if training.temperature else {},
+        None if batches is None else number(batches[0]).astype(jnp.int32),
+        None if batches is None else number(batches[1]),
+    )

@@ -55,5 +55,10 @@ def draw_weights(
     return out
 
 
+def weight_units(net: Net, parameterization: Parameterization, width: int, channels: int) -> dict[str, float]:
+    """N^(-b) of every matrix: the unit of the noise that its weights receive."""
+    return {m.name: _at(sp.Integer(width) ** -parameterization.scaling(m).b, channels) for m in net.program.matrices}
+
+
 def _at(expression: sp.Expr, channels: int) -> float:
     return float(expression.subs(D, channels))

@@ -305,7 +305,7 @@ def _clock(experiment: RobustExperiment, width: int) -> Clock:
     matrix = root[:, None] * kernel.transpose(0, 1, 4, 2, 3, 5).reshape(root.size, root.size) * root
     interval = experiment.training.time / experiment.training.steps
     substeps = int(np.ceil(interval * np.linalg.eigvalsh(matrix)[-1] / FLOW_STEP))
-    return Clock(experiment.dtype.type(interval), max(1, min(substeps, 100_000)), experiment.dtype.type(0.0))
+    return Clock(experiment.dtype.type(interval), max(1, min(substeps, 100_000)))
 
 
 def _rms_slope(F: np.ndarray) -> np.ndarray:

@@ -259,7 +259,7 @@ def _refuse_changing_kernels(remembered: Memory) -> None:
     if not remembered.static:
         raise InputError(
             "training", "weight decay or noise in the kernel regime", "weights that keep their start",
-            "they change the kernels over times of order 1/(lr weight_decay): take a parameterization that learns features, or leave them out",
+            "they change the kernels over times of order 1/(lr weight_decay): use one that learns features, or leave them out",
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from tp_solver.errors import FileFormatError
 from tp_solver.program.losses import LOSSES
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.positions import Grid, Padding, Window
+from tp_solver.program.schedules import CONSTANT, Batches, Schedule
 from tp_solver.program.statements import Average, Layer, Map, Matrix, Pool, Product, Program, Role, Statement, Sum
 from tp_solver.program.training import GradientDescent, GradientFlow, Training
 from tp_solver.symbols.serialization import from_tree, to_tree
@@ -69,7 +70,9 @@ def training_to_tree(training: Training) -> dict[str, Any]:
     loss = next(name for name, kind in LOSSES.items() if isinstance(training.loss, kind))
     tree = {"rule": rule, "steps": training.steps, "loss": loss}
     if isinstance(training, GradientDescent):
-        return tree | {"pace": training.lr, "momentum": training.momentum}
+        tree |= {"pace": training.lr, "momentum": training.momentum, "weight_decay": training.weight_decay}
+        tree |= {"temperature": training.temperature, "schedule": [training.schedule.name, to_tree(training.schedule.factor)]}
+        return tree | {"batches": None if training.batches is None else [training.batches.size, training.batches.seed]}
     return tree | {"pace": training.time}
 
 
@@ -83,7 +86,17 @@ def training_from_tree(tree: Mapping[str, Any]) -> Training:
     def build() -> Training:
         loss = LOSSES[tree["loss"]]()
         if RULES[tree["rule"]] is GradientDescent:
-            return GradientDescent(tree["pace"], tree["steps"], loss, tree.get("momentum", 0.0))
+            batches, (name, factor) = tree.get("batches"), tree.get("schedule", (CONSTANT.name, to_tree(CONSTANT.factor)))
+            return GradientDescent(
+                tree["pace"],
+                tree["steps"],
+                loss,
+                tree.get("momentum", 0.0),
+                tree.get("weight_decay", 0.0),
+                tree.get("temperature", 0.0),
+                None if batches is None else Batches(*batches),
+                Schedule(_text(name), from_tree(factor)),
+            )
         return GradientFlow(tree["pace"], tree["steps"], loss)
 
     return _guarded("training", build)

@@ -8,6 +8,7 @@ from tp_solver import checks
 from tp_solver.errors import InputError
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.limit.regime import Regime
+from tp_solver.program.schedules import CONSTANT
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientDescent
 from tp_solver.solve.methods import METHODS, FixedPoint, KernelRegime, Linear, March, Method
@@ -86,7 +87,7 @@ def _chosen(theory: LimitEquations, gamma0: float, method: Any) -> Method:
     """The method's record, checked against the regime."""
     if method is None:
         method = March() if theory.regime is Regime.FEATURE and gamma0 > 0 else KernelRegime()
-        return _without_momentum(theory, method)
+        return _able(theory, method)
     if isinstance(method, str):
         method = METHODS[checks.one_of("method", method, METHODS)]()
     checks.instance("method", method, (March, Linear, FixedPoint, KernelRegime), "a method such as 'march' or March(tol=1e-3)")
@@ -99,15 +100,24 @@ def _chosen(theory: LimitEquations, gamma0: float, method: Any) -> Method:
             raise InputError(
                 "gamma0", gamma0, f"a number > 0 for method {method.name!r}", "gamma0 = 0 is the kernel limit: method='kernel'"
             )
-    return _without_momentum(theory, method)
+    return _able(theory, method)
 
 
-def _without_momentum(theory: LimitEquations, method: Method) -> Method:
-    """Momentum is solved where training is linear in function space; elsewhere it would be ignored in silence."""
+def _able(theory: LimitEquations, method: Method) -> Method:
+    """Refuse what a method would ignore in silence."""
     training = theory.training
-    if isinstance(training, GradientDescent) and training.momentum and not isinstance(method, KernelRegime):
-        raise InputError(
-            "momentum", training.momentum, f"momentum 0 for method {method.name!r}",
-            "tp.simulate trains finite nets with momentum; the kernel regime, or gamma0 = 0, has it at infinite width",
-        )  # fmt: skip
+    if not isinstance(training, GradientDescent):
+        return method
+    for name, value, able in (
+        ("momentum", training.momentum, (March, Linear, KernelRegime)),
+        ("weight_decay", training.weight_decay, (March, Linear)),
+        ("temperature", training.temperature, (March,)),
+        ("batches", training.batches or 0, (March, Linear)),
+        ("schedule", 0 if training.schedule == CONSTANT else training.schedule, (March, Linear)),
+    ):
+        if value and not isinstance(method, able):
+            raise InputError(
+                name, value, f"none for method {method.name!r}",
+                f"{' and '.join(repr(a().name) for a in able)} can, and tp.simulate",
+            )  # fmt: skip
     return method

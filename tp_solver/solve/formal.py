@@ -144,5 +144,7 @@ def formal_responses(prepared: Prepared, trajectory: Coordinated, gamma0: float)
                 if p.matrix in plan.hidden:
                     acting[p.matrix].weights[t:] = [np.asarray(rate * weights)]
                 else:
-                    acting[p.matrix].update(p.adjoint, env[p.adjoint], p.input, env[p.input], rate * weights)
+                    sites = acting[p.matrix]
+                    sites.update(p.adjoint, env[p.adjoint], p.input, env[p.input], rate * weights)
+                    sites.weights, sites.push = sites.stepped, 0.0
     return FormalResponses(book, rows)

@@ -21,6 +21,7 @@ from tp_solver.program.losses import Loss
 from tp_solver.program.statements import ONE, Product, Role, Space, X
 from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home, Layout
 from tp_solver.solve.machine import Env, loss_and_error, run
+from tp_solver.solve.moving import Learned, Now, moved
 from tp_solver.solve.operator import InputProbe, InputSites, LimitOperator, OperatorState, Probe, ReadoutSites
 
 LADDER = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
@@ -28,17 +29,18 @@ LADDER = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 30
 
 
 class SiteState(NamedTuple):
-    """Everything a step needs and changes."""
+    """Everything a step needs and changes; ``velocity`` is empty for rules without momentum."""
 
     operators: dict[str, OperatorState]
     sites: dict[str, jax.Array]
     observers: dict[str, Basis]
+    velocity: dict[str, jax.Array]
 
 
 class Batch(NamedTuple):
     """The numbers of one run: input coordinates (P, r) (see :func:`tp_solver.solve.machine.input_coordinates`), labels
-    (P, K), weights p (P,), the feature-learning strength, the tolerance, and per matrix the learning coefficient with lr
-    (``rates``) and without (``kernel_rates``, for the tangent kernel)."""
+    (P, K), weights p (P,) of the points in the reported loss, the feature-learning strength, the tolerance, and per matrix the
+    learning coefficient with lr (``rates``) and without (``kernel_rates``, for the tangent kernel)."""
 
     x: jax.Array
     y: jax.Array
@@ -101,15 +103,8 @@ class Grown(NamedTuple):
     observers: dict[str, Basis]
 
 
-class Learned(NamedTuple):
-    """The part of a state that an update changes."""
-
-    hidden: dict[str, jax.Array]
-    sites: dict[str, jax.Array]
-
-
-def step(setting: Setting, state: SiteState, batch: Batch, active: float) -> tuple[SiteState, SiteState, Moment]:
-    """One time: forward, loss, backward, and the update (times ``active``, 0 at the last time).
+def step(setting: Setting, state: SiteState, batch: Batch, now: Now) -> tuple[SiteState, SiteState, Moment]:
+    """One time: forward, loss, backward, and the update.
 
     The bases of ``state`` are used up: go on with what is returned.
 
@@ -118,19 +113,19 @@ def step(setting: Setting, state: SiteState, batch: Batch, active: float) -> tup
     """
     bases = Grown({m: s.below for m, s in state.operators.items()}, {m: s.above for m, s in state.operators.items()}, state.observers)
     partners = {m: (s.eps_u, s.eps_r) for m, s in state.operators.items()}
-    weights = Learned({m: s.learned for m, s in state.operators.items()}, state.sites)
-    bases, after, moment = _step(setting, bases, partners, weights, batch, jnp.asarray(active, batch.x.dtype))
-    return _joined(bases, partners, weights), _joined(bases, partners, after), moment
+    weights = Learned({m: s.learned for m, s in state.operators.items()}, state.sites, state.velocity, {})
+    bases, after, moment = _step(setting, bases, partners, weights, batch, now)
+    return _joined(bases, partners, weights), _joined(bases, after.partners or partners, after), moment
 
 
 def _joined(bases: Grown, partners: dict[str, tuple[jax.Array, jax.Array]], weights: Learned) -> SiteState:
     operators = {m: OperatorState(bases.below[m], bases.above[m], *partners[m], weights.hidden[m]) for m in partners}
-    return SiteState(operators, weights.sites, bases.observers)
+    return SiteState(operators, weights.sites, bases.observers, weights.velocity)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _step(
-    setting: Setting, bases: Grown, partners: dict[str, tuple[jax.Array, jax.Array]], weights: Learned, batch: Batch, active: jax.Array
+    setting: Setting, bases: Grown, partners: dict[str, tuple[jax.Array, jax.Array]], weights: Learned, batch: Batch, now: Now
 ) -> tuple[Grown, Learned, Moment]:
     """The compiled part of :func:`step`; bases are donated, so that they grow without being copied."""
     plan = setting.plan
@@ -141,7 +136,7 @@ def _step(
     env = run(plan.program.statements, env, acting)
     f = env[plan.program.output] / gamma0
     per_point, error = loss_and_error(setting.loss, f, batch.y)
-    e = batch.p[:, None] * error
+    e = now.p[:, None] * error
     # scalar outputs propagate df/dh and weigh the updates by e; several outputs propagate the loss gradient itself
     env[COTANGENT] = jnp.ones_like(e) if setting.scalar else e
     errors = e[:, 0] if setting.scalar else jnp.ones_like(batch.p)
@@ -163,12 +158,12 @@ def _step(
         {v: env[v] for layer in plan.program.layers for v in _site_fields(plan, layer)},
     )
     for pair in plan.backward.pairs:
-        rate = batch.rates[pair.matrix] * gamma0 * active
+        rate = batch.rates[pair.matrix] * gamma0
         y, x = (pair.input, pair.adjoint) if pair.transpose else (pair.adjoint, pair.input)
         acting[pair.matrix].update(y, env[y], x, env[x], rate * errors)
     grown = Grown({m: acting[m].state.below for m in plan.hidden}, {m: acting[m].state.above for m in plan.hidden}, observers)
-    learned = Learned({m: acting[m].state.learned for m in plan.hidden}, {m: acting[m].weights for m in state.sites})
-    return grown, learned, moment
+    push = {m.name: acting[m.name].push for m in plan.program.matrices}
+    return grown, moved(plan, now, weights, partners, push), moment
 
 
 def _site_fields(plan: Layout, layer: Any) -> tuple[str, ...]:
@@ -270,9 +265,14 @@ def predict(setting: Setting, state: SiteState, met: dict[str, dict[tuple[bool, 
 
 
 def initial_state(
-    columns: Columns, source: SampledColumns | ExactColumns, capacity: Mapping[Home, int], observer_capacity: Mapping[str, int], dtype: Any
+    columns: Columns,
+    source: SampledColumns | ExactColumns,
+    capacity: Mapping[Home, int],
+    observer_capacity: Mapping[str, int],
+    carries: bool,
+    dtype: Any,
 ) -> SiteState:
-    """Fresh matrices: empty bases with Gaussian partners, random site weights."""
+    """Fresh matrices: empty bases with Gaussian partners, random site weights, at rest if the rule carries a velocity on."""
     drawn = columns.draw(source, capacity)
     sites = {m: jnp.asarray(v["weights"], dtype) for m, v in drawn.items() if "weights" in v}
     size = next(iter(sites.values())).shape[1]
@@ -287,7 +287,8 @@ def initial_state(
             jnp.zeros((above, below), dtype),
         )
     observers = {k: Basis.empty(observer_capacity[k], size, dtype) for k in columns.plan.observers}
-    return SiteState(operators, sites, observers)
+    velocity = {m: jnp.zeros_like(a) for m, a in (*((m, s.learned) for m, s in operators.items()), *sites.items())} if carries else {}
+    return SiteState(operators, sites, observers, velocity)
 
 
 def ranks(state: SiteState) -> dict[Home, int]:
@@ -298,22 +299,30 @@ def ranks(state: SiteState) -> dict[Home, int]:
     return out | {Home(k): int(b.used) for k, b in state.observers.items()}
 
 
-def grown(state: SiteState, columns: Columns, source: SampledColumns, capacity: Mapping[Home, int]) -> SiteState:
-    """The same state with more room; partners in use keep their values."""
+def grown(
+    state: SiteState, columns: Columns, source: SampledColumns, capacity: Mapping[Home, int], growth: Mapping[str, float]
+) -> SiteState:
+    """The same state with more room; partners in use keep their values, new ones have ``growth`` times their initial deviation."""
     hidden = {h: n for h, n in capacity.items() if h.side is not None}
     drawn = columns.draw(source, hidden)
-    operators = {}
+    operators, velocity = {}, dict(state.velocity)
     for m, s in state.operators.items():
         below, above = capacity[Home(m, BELOW)], capacity[Home(m, ABOVE)]
         pad = ((0, above - s.learned.shape[0]), (0, below - s.learned.shape[1]))
+
+        def longer(old: jax.Array, columns: np.ndarray, m: str = m) -> jax.Array:
+            return jnp.concatenate([old, jnp.asarray(growth[m] * columns[len(old) :], old.dtype)])
+
         operators[m] = OperatorState(
             enlarged(s.below, below),
             enlarged(s.above, above),
-            jnp.asarray(drawn[m]["eps_u"], s.eps_u.dtype),
-            jnp.asarray(drawn[m]["eps_r"], s.eps_r.dtype),
+            longer(s.eps_u, drawn[m]["eps_u"]),
+            longer(s.eps_r, drawn[m]["eps_r"]),
             jnp.pad(s.learned, pad),
         )
-    return SiteState(operators, state.sites, {k: enlarged(b, capacity[Home(k)]) for k, b in state.observers.items()})
+        if m in velocity:
+            velocity[m] = jnp.pad(velocity[m], pad)
+    return SiteState(operators, state.sites, {k: enlarged(b, capacity[Home(k)]) for k, b in state.observers.items()}, velocity)
 
 
 def roomier(capacity: Mapping[Home, int], used: Mapping[Home, int]) -> dict[Home, int]:
@@ -341,3 +350,9 @@ def new_points(
         products[s.matrix][s.transpose, s.arg] = jnp.asarray(next(noise), dtype)
     scales = {m: jnp.asarray(columns.scales[m], dtype) for m in plan.hidden}
     return NewPoints(jnp.asarray(x, dtype), scales, inputs, products)
+
+
+def at_time(points: NewPoints, growth: Mapping[str, float]) -> NewPoints:
+    """New points whose noise has the deviation that the matrices have by then."""
+    scales = {m: growth[m] * a for m, a in points.scales.items()}
+    return points._replace(scales=scales, rest={m: growth[m] * a for m, a in points.rest.items()})

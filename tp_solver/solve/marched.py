@@ -18,7 +18,7 @@ from tp_solver.program.training import GradientFlow
 from tp_solver.solve.formal import FormalResponses, formal_responses
 from tp_solver.solve.layout import Home, Layout
 from tp_solver.solve.machine import input_coordinates
-from tp_solver.solve.march import SiteState, new_points, predict, response_key
+from tp_solver.solve.march import SiteState, at_time, new_points, predict, response_key
 from tp_solver.solve.operator import OperatorState
 from tp_solver.solve.prepare import Prepared, prepare
 from tp_solver.solve.solution import Fields
@@ -99,6 +99,8 @@ class MarchedKernels:
             for tr in self._at_the_end():
                 sites = next(iter(tr.state.sites.values()))
                 points = new_points(self.prepared.columns, x_new, rest, tr.source, sites.shape[1], sites.dtype)
+                course = self.prepared.course
+                points = at_time(points, {m: course.growth(m, len(tr.f) - 1) for m in course.scales})
                 values.append(np.asarray(predict(self.prepared.setting, tr.state, dict(tr.met), points, self.gamma0)))
         spread = np.std(values, axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(values[0])
         return np.mean(values, axis=0), spread
@@ -170,11 +172,13 @@ class MarchedKernels:
                 found.setdefault(q.arg, q)
         opposite = list(found.values())
         if isinstance(tr.source, ExactColumns):
+            self._require_plain()
             if 0 not in self._formal:
                 self._formal[0] = formal_responses(self.prepared, tr, self.gamma0)
             return self._formal[0].response(product, opposite[0], t * self.stride, s * self.stride)
         here = sequence.index(product)
-        scale = self.prepared.columns.scales[product.matrix]
+        scale, course = self.prepared.columns.scales[product.matrix], self.prepared.course
+        agreement = course.correlation(product.matrix, t * self.stride, s * self.stride) if scale else 1.0
         target = tr.responses[response_key(product.matrix, product.transpose, product.arg)][t * self.stride] / (scale**2 if scale else 1.0)
         blocks: list[np.ndarray] = []
         wanted: int | None = None
@@ -189,7 +193,14 @@ class MarchedKernels:
             return np.zeros((points, points))
         # directions below 1e-3 of the largest carry sampling noise alone; A G does not depend on them
         solution = np.linalg.lstsq(np.concatenate(blocks).T, target.T, rcond=1e-3)[0]
-        return solution[wanted * points : (wanted + 1) * points].T
+        return solution[wanted * points : (wanted + 1) * points].T / agreement
+
+    def _require_plain(self) -> None:
+        if not self.prepared.course.plain:
+            raise RangeError(
+                "A and B", "an exact solution with momentum, decay, a schedule or minibatches", "plain gradient descent",
+                "method='march' estimates them",
+            )  # fmt: skip
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Flat arrays, with names that :meth:`from_arrays` understands."""
@@ -264,7 +275,7 @@ def state_from_leaves(plan: Layout, arrays: Mapping[str, np.ndarray]) -> SiteSta
         for m in plan.hidden
     }
     sites = {m.name: leaf[f"sites/{m.name}"] for m in plan.program.matrices if m.role is not Role.HIDDEN}
-    return SiteState(operators, sites, {})
+    return SiteState(operators, sites, {}, {})
 
 
 def source_from_stream(stream: np.ndarray) -> SampledColumns | ExactColumns:

@@ -2,7 +2,8 @@
 
 A hidden matrix is the operator ``W = [s (eps_u Q^T + V eps_r^T) + V M Q^T] / S``: Q and V are orthonormal bases of what it
 has met below and above, eps_u and eps_r their Gaussian partners, and M what it has learned. Input and readout matrices have
-one side of fixed dimension, so they are a few numbers per site.
+one side of fixed dimension, so they are a few numbers per site. What a step learns is a push; :mod:`tp_solver.solve.moving` moves
+the weights by it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class LimitOperator:
         self.response: dict[tuple[bool, str], jax.Array] = {}
         self.met: dict[tuple[bool, str], jax.Array] = {}
         """Per product (transposed or not, argument): its response, and how many opposite directions it could respond to."""
+        self.push: jax.Array | float = 0.0
+        """What the step's outer products add to the velocity, (K, R)."""
 
     def coordinates_below(self, name: str, x: jax.Array) -> jax.Array:
         """Coordinates (P, R) of a vector in the lower basis, which grows to hold it."""
@@ -70,9 +73,9 @@ class LimitOperator:
         return d @ s.eps_r + (b + d @ s.learned) @ s.below.rows
 
     def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:
-        """Learn ``sum_nu weights_nu y_nu x_nu^T``."""
+        """Push by ``sum_nu weights_nu y_nu x_nu^T``."""
         d, c = self.coordinates_above(above, y), self.coordinates_below(below, x)
-        self.state = self.state._replace(learned=self.state.learned + (d * weights[:, None]).T @ c)
+        self.push = self.push + (d * weights[:, None]).T @ c
 
 
 class Probe:
@@ -110,10 +113,11 @@ class Probe:
 
 
 class InputSites:
-    """An input matrix or bias: per site, one weight per input direction; ``weights`` is (r, S)."""
+    """An input matrix or bias: per site, one weight per input direction; ``weights`` and ``push`` are (r, S)."""
 
     def __init__(self, weights: jax.Array) -> None:
         self.weights = weights
+        self.push: jax.Array | float = 0.0
 
     def forward(self, name: str, x: jax.Array) -> jax.Array:
         return x @ self.weights
@@ -122,8 +126,13 @@ class InputSites:
         raise NotImplementedError("programs never transpose an input matrix")
 
     def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:
-        """Learn ``sum_nu weights_nu x_nu y_nu``."""
-        self.weights = self.weights + (x * weights[:, None]).T @ y
+        """Push by ``sum_nu weights_nu x_nu y_nu``."""
+        self.push = self.push + (x * weights[:, None]).T @ y
+
+    @property
+    def stepped(self) -> jax.Array:
+        """The weights after a step of plain gradient descent."""
+        return self.weights + self.push
 
 
 class InputProbe:
@@ -140,10 +149,11 @@ class InputProbe:
 
 
 class ReadoutSites:
-    """A readout: per site, one weight per output; ``weights`` is (K, S), and outputs are averages over sites."""
+    """A readout: per site, one weight per output; ``weights`` and ``push`` are (K, S), and outputs are averages over sites."""
 
     def __init__(self, weights: jax.Array) -> None:
         self.weights = weights
+        self.push: jax.Array | float = 0.0
 
     def forward(self, name: str, x: jax.Array) -> jax.Array:
         return x @ self.weights.T / x.shape[1]
@@ -152,5 +162,10 @@ class ReadoutSites:
         return y @ self.weights
 
     def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:
-        """Learn ``sum_nu weights_nu y_nu x_nu``."""
-        self.weights = self.weights + (y * weights[:, None]).T @ x
+        """Push by ``sum_nu weights_nu y_nu x_nu``."""
+        self.push = self.push + (y * weights[:, None]).T @ x
+
+    @property
+    def stepped(self) -> jax.Array:
+        """The weights after a step of plain gradient descent."""
+        return self.weights + self.push

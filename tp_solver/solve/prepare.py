@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 from tp_solver.kernel_regime.constants import numeric_constants
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.program.losses import Loss
+from tp_solver.program.schedules import CONSTANT
 from tp_solver.program.statements import Role
 from tp_solver.program.task import Task
-from tp_solver.program.training import GradientDescent
+from tp_solver.program.training import GradientDescent, Training
 from tp_solver.solve.layout import Columns, layout
 from tp_solver.solve.machine import input_coordinates
 from tp_solver.solve.march import Batch, Setting
+from tp_solver.solve.moving import Course
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,7 @@ class Prepared:
     kernel_rates: dict[str, float]
     rates: dict[str, float]
     loss: Loss
+    course: Course
 
     def batch(self, gamma0: float, tol: float, dtype: Any) -> Batch:
         """Runtime numbers of a step."""
@@ -63,5 +67,24 @@ def prepare(theory: LimitEquations, task: Task, training: GradientDescent | None
         Setting(plan, loss, task.scalar(loss) or y.shape[1] == 1),
         Columns(plan, scales, inputs, y.shape[1]),
         x, test_inputs, y, y_test, kernel_rates,
-        {m: lr[m] * r for m, r in kernel_rates.items()}, loss,
+        {m: lr[m] * r for m, r in kernel_rates.items()}, loss, _course(theory, rule, scales, task.P),
     )  # fmt: skip
+
+
+def _course(theory: LimitEquations, rule: Training, scales: Mapping[str, float], points: int) -> Course:
+    """Numbers of every update."""
+    if not isinstance(rule, GradientDescent):  # kernels of a flow: nothing is stepped
+        rule = rule.refined(1)
+    units = {}
+    for name, scale in scales.items():
+        deviation = float(theory.spec.matrices[name].deviation)
+        units[name] = scale / deviation if deviation else 0.0
+    return Course(
+        rule.pace(theory.program),
+        rule.point_weights(points),
+        units,
+        scales,
+        fades=rule.weight_decay > 0,
+        kicks=rule.temperature > 0,
+        plain=rule.update.plain and rule.batches is None and rule.schedule == CONSTANT,
+    )

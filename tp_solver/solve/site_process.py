@@ -221,7 +221,7 @@ def _block(
         for p in plan.backward.pairs:
             if p.matrix in acting:
                 acting[p.matrix].update(p.adjoint, env[p.adjoint], p.input, env[p.input], drive.rates[p.matrix] * drive.gamma0 * share)
-        return ({m: a.weights for m, a in acting.items()}, vectors), record
+        return ({m: a.stepped for m, a in acting.items()}, vectors), record
 
     empty = {s.key: jnp.zeros((times, len(s.variables), points, sites)) for s in population.sides}
     (weights, vectors), record = jax.lax.scan(step, (weights, empty), (jnp.arange(times), drive.e, fields, near))

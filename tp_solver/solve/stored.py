@@ -218,13 +218,13 @@ def final_states(
     sites = {m.name: drawn[m.name]["weights"] for m in plan.program.matrices if m.role is not Role.HIDDEN}
     points = None
     outputs = []
-    state = SiteState({}, sites, {})
+    state = SiteState({}, sites, {}, {})
     for t in range(len(e)):
         operators = {
             m: OperatorState(bases[f"{m}.{BELOW}"], bases[f"{m}.{ABOVE}"], drawn[m]["eps_u"], drawn[m]["eps_r"], learned[m])
             for m in plan.hidden
         }
-        state = SiteState(operators, sites, {})
+        state = SiteState(operators, sites, {}, {})
         if prepared.test_inputs is not None:
             if points is None:
                 points = new_points(prepared.columns, *prepared.test_inputs, source, sites_of(state), jnp.float64)
@@ -247,5 +247,5 @@ def final_states(
                 acting = (ReadoutSites if plan.program.matrix(p.matrix).role is Role.READOUT else InputSites)(sites[p.matrix])
                 y, x = (jnp.asarray(kept[v][t]) if v in kept else data[v] for v in (p.adjoint, p.input))
                 acting.update(p.adjoint, y, p.input, x, batch.rates[p.matrix] * batch.gamma0 * share[t])
-                sites[p.matrix] = acting.weights
+                sites[p.matrix] = acting.stepped
     return state, np.array(outputs) if outputs else None

@@ -19,6 +19,7 @@ from tp_solver.solve.march import (
     NewPoints,
     Setting,
     SiteState,
+    at_time,
     grown,
     initial_state,
     new_points,
@@ -28,6 +29,7 @@ from tp_solver.solve.march import (
     roomier,
     step,
 )
+from tp_solver.solve.moving import Course
 from tp_solver.solve.solution import Status
 
 
@@ -84,19 +86,20 @@ def march(
     columns: Columns,
     source: SampledColumns | ExactColumns,
     batch: Batch,
-    steps: int,
+    course: Course,
     capacity: Mapping[Home, int],
     test_inputs: tuple[np.ndarray, np.ndarray] | None,
     keep: frozenset[int],
     tick: Callable[[int, float, int], None],
 ) -> Trajectory:
-    """Step from time 0 to ``steps``; a step that needs more room is repeated with more.
+    """Step through all updates of the course; a step that needs more room is repeated with more.
 
     ``test_inputs`` are coordinates (P_new, r) and squared norms (P_new,) outside the training inputs.
     """
     dtype = batch.x.dtype
+    steps, stream = len(course.p), _stream(source)
     capacity = dict(capacity)
-    state = _fresh(columns, source, capacity, dtype)
+    state = _fresh(columns, source, capacity, course.carries, dtype)
     moments: list[Moment] = []
     new: list[np.ndarray] = []
     fields: dict[int, Mapping[str, np.ndarray]] = {}
@@ -107,7 +110,7 @@ def march(
     while t <= steps:
         before = None
         try:
-            before, after, moment = step(setting, state, batch, float(t < steps))
+            before, after, moment = step(setting, state, batch, course.at(t, stream, dtype))
             used = ranks(after)
         except KeyboardInterrupt:
             failure = Failure(Status.INTERRUPTED, "Ctrl-C", t)
@@ -115,7 +118,7 @@ def march(
             break
         if any(used[h] > capacity[h] for h in capacity):  # directions were lost: start again with more room
             capacity = roomier(capacity, used)
-            state, moments, new, fields, t, points = _fresh(columns, source, capacity, dtype), [], [], {}, 0, None
+            state, moments, new, fields, t, points = _fresh(columns, source, capacity, course.carries, dtype), [], [], {}, 0, None
             continue
         loss = float(moment.loss)
         failure = _trouble(moment, t, loss, float(moments[0].loss) if moments else loss)
@@ -125,7 +128,8 @@ def march(
         if test_inputs is not None:
             if points is None:
                 points = new_points(columns, *test_inputs, source, _sites(state), dtype)
-            new.append(np.asarray(predict(setting, before, moment.met, points, batch.gamma0)))
+            placed = points if course.static else at_time(points, _growth(course, t))
+            new.append(np.asarray(predict(setting, before, moment.met, placed, batch.gamma0)))
         if t in keep:
             fields[t] = {k: np.asarray(v) for k, v in moment.fields.items()}
         moments.append(moment._replace(fields={}))
@@ -135,7 +139,7 @@ def march(
         t += 1
         if isinstance(source, SampledColumns) and any(capacity[h] - used[h] < MARGIN for h in capacity):
             capacity = roomier(capacity, {h: n if capacity[h] - n >= MARGIN else capacity[h] for h, n in used.items()})
-            state = grown(state, columns, source, capacity)
+            state = grown(state, columns, source, capacity, _growth(course, t))
         try:
             tick(t, loss, max(used.values()))
         except KeyboardInterrupt:
@@ -176,7 +180,7 @@ def _restored(last: SiteState, later: SiteState, held: Mapping[Home, int]) -> Si
         for m, s in last.operators.items()
     }
     observers = {k: basis(b, b.rows.shape[0], held[Home(k)]) for k, b in later.observers.items()}
-    return SiteState(operators, last.sites, observers)
+    return SiteState(operators, last.sites, observers, last.velocity)
 
 
 def first_capacity(columns: Columns, points: int) -> dict[Home, int]:
@@ -186,9 +190,18 @@ def first_capacity(columns: Columns, points: int) -> dict[Home, int]:
     return {h: room for h in (*homes, *(Home(k) for k in columns.plan.observers))}
 
 
-def _fresh(columns: Columns, source: SampledColumns | ExactColumns, capacity: Mapping[Home, int], dtype: Any) -> SiteState:
+def _fresh(columns: Columns, source: SampledColumns | ExactColumns, capacity: Mapping[Home, int], carries: bool, dtype: Any) -> SiteState:
     hidden = {h: n for h, n in capacity.items() if h.side is not None}
-    return initial_state(columns, source, hidden, {h.basis: n for h, n in capacity.items() if h.side is None}, dtype)
+    return initial_state(columns, source, hidden, {h.basis: n for h, n in capacity.items() if h.side is None}, carries, dtype)
+
+
+def _growth(course: Course, t: int) -> dict[str, float]:
+    return {m: course.growth(m, t) for m in course.scales}
+
+
+def _stream(source: SampledColumns | ExactColumns) -> int:
+    """The seed of the noise in training."""
+    return int(np.random.default_rng([20261124, *source.seed]).integers(2**31)) if isinstance(source, SampledColumns) else 0
 
 
 def _sites(state: SiteState) -> int:
