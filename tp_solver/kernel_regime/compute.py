@@ -177,7 +177,7 @@ def kernel_function(net: Program, parameterization: Parameterization, like: Any)
         like: inputs (n, D), or (n, *grid, channels), of the size that the function will meet: they set the length of series.
 
     Returns:
-        a function of (n1, D) and (n2, D) jax arrays; its precision is theirs.
+        a function of (n1, D) and (n2, D) jax arrays; its precision is theirs. It raises an InputError for other shapes, under jit too.
 
     Raises:
         InputError, ProgramError, ParameterizationError: as :func:`kernels`.
@@ -187,6 +187,10 @@ def kernel_function(net: Program, parameterization: Parameterization, like: Any)
     ready = _ready(net, parameterization, example.shape[1], *_range(net, example))
 
     def function(x1: jax.Array, x2: jax.Array) -> KernelArrays:
+        for name, x in (("x1", x1), ("x2", x2)):
+            if np.ndim(x) != 2 or np.shape(x)[1] != example.shape[1]:
+                shape = f"(n, {example.shape[1]}), as the example"
+                raise InputError(name, f"an array of shape {np.shape(x)}", shape, "constants of the net depend on the dimension")
         return _crossed(ready.kernels(ready.data(x1, x2)))
 
     return function
@@ -299,13 +303,15 @@ def _flat(field: str, X: Any, net: Program) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _ready(net: Program, parameterization: Parameterization, dimension: int, low: int, high: int) -> Propagation:
-    """The program made ready for inputs whose squared length per position lies between 2^low and 2^high.
+    """The program made ready for inputs whose squared length per position lies between 2^low and 2^high, or is zero.
 
     Variances depend on the inputs through that length alone (over a grid: are largest where it is the same everywhere).
     """
     scales, rates = numeric_constants(net, limit_spec(net, parameterization), channels_of(net.grid, dimension))
     ready = Propagation(net, scales, rates)
-    ready.survey(np.exp2(np.linspace(low, high, min(SURVEYED, high - low + 1))))
+    lengths = np.exp2(np.linspace(low, high, min(SURVEYED - 1, high - low + 1)))
+    # at zero too: an activation may be largest there
+    ready.survey(np.append(lengths, 0.0))
     return ready
 
 

@@ -185,8 +185,8 @@ class _Model(NamedTuple):
 
     @property
     def squared_lengths(self) -> np.ndarray:
-        """The largest, and smaller ones."""
-        return 2.0 ** (self.largest - np.arange(16))
+        """The largest, smaller ones, and zero."""
+        return np.append(2.0 ** (self.largest - np.arange(15)), 0.0)
 
 
 def _flat(field: str, X: Any, net: Program) -> np.ndarray:
