@@ -94,6 +94,16 @@ def array(field: str, value: Any, *, ndim: Sequence[int], hint: str = "") -> np.
     return out
 
 
+def items(field: str, value: Any, kind: str, hint: str = "") -> tuple[Any, ...]:
+    """The entries of a sequence that is not empty; each is still to be checked."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InputError(field, value, f"a sequence of {kind}", hint or "put it in a list")
+    out = tuple(value)
+    if not out:
+        raise InputError(field, "an empty sequence", f"a sequence of {kind}", hint or "give at least one")
+    return out
+
+
 def one_of(field: str, value: Any, allowed: Iterable[str], hint: str = "") -> str:
     """A name from a closed list; the hint names the closest one."""
     names = list(allowed)

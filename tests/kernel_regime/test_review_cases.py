@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import sympy as sp
 
 import tp_solver as tp
+from tp_solver.errors import InputError
+from tp_solver.kernel_regime.compute import _ready
 from tp_solver.kernel_regime.constants import numeric_constants
+from tp_solver.kernel_regime.jacobian import _Model
 from tp_solver.kernel_regime.repeated_layer import read_deep_net
 from tp_solver.limit.spec import limit_spec
 
@@ -54,3 +60,70 @@ def test_a_doubled_layer_has_the_kernels_of_its_net():
         expected = tp.kernels(repeated(depth, layer), parameterization, X)
         np.testing.assert_allclose(found.nngp[k], expected.nngp, rtol=1e-11)
         np.testing.assert_allclose(found.ntk[k], expected.ntk, rtol=1e-11)
+
+
+def bump(readout_of):
+    """w readout_of(W1 10 exp(-h^2 / 2)): the smaller the input, the larger the fields of the second layer."""
+    peak = tp.Activation("peak", lambda x: 10 * sp.exp(-(x**2) / 2))
+    first, hidden, last = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.readout("w")
+    return tp.program(lambda x: last @ readout_of(hidden @ peak(first @ x)), "bump")
+
+
+def test_inputs_of_zero_are_surveyed():
+    """The second layer's variance is 100 at x = 0, and almost none at large inputs."""
+    seen = _ready(bump(tp.erf), tp.ntk, 2, 18, 18).seen
+    assert max(v for (f, _), v in seen.largest.items() if f.has(sp.erf)) == pytest.approx(100)
+    assert 0.0 in _Model(bump(tp.erf), tp.ntk, None, 2, 32).squared_lengths
+
+
+@pytest.mark.slow
+def test_kernels_of_zero_next_to_large_inputs():
+    """The series of tanh has to be long enough for the variance at x = 0."""
+    z = np.linspace(-9, 9, 20001)
+    expected = np.trapezoid(np.tanh(10 * z) ** 2 * np.exp(-(z**2) / 2), z) / np.sqrt(2 * np.pi)
+    found = tp.kernels(bump(tp.tanh), tp.ntk, np.array([[0.0, 0.0], [300.0, 400.0]]))
+    assert found.nngp[0, 0] == pytest.approx(expected, rel=1e-11)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "jit"])
+def test_kernel_functions_refuse_inputs_of_another_shape(compiled):
+    function = tp.kernel_function(tp.mlp(1, tp.erf), tp.ntk, X)
+    function = jax.jit(function) if compiled else function
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(function(X, X).nngp, tp.kernels(tp.mlp(1, tp.erf), tp.ntk, X).nngp, rtol=1e-12)
+        for field, inputs in (("x1", (X[:, :2], X[:, :2])), ("x2", (X, X[:, :2])), ("x1", (X[None], X)), ("x2", (X, X[0]))):
+            with pytest.raises(InputError) as error:
+                function(*map(jnp.asarray, inputs))
+            assert error.value.field == field and error.value.hint
+
+
+NET, Y = tp.mlp(1, tp.erf), RNG.standard_normal(3)
+REFUSED = {
+    "constant test targets": (lambda: tp.learning_curve(NET, tp.ntk, X, Y, X, np.ones(3), (2,)), "y_test"),
+    "one test point": (lambda: tp.learning_curve(NET, tp.ntk, X, Y, X[:1], Y[:1], (2,)), "y_test"),
+    "no samples": (lambda: tp.learning_curve(NET, tp.ntk, X, Y, X, Y, []), "samples"),
+    "samples None": (lambda: tp.learning_curve(NET, tp.ntk, X, Y, X, Y, None), "samples"),
+    "samples a number": (lambda: tp.learning_curve(NET, tp.ntk, X, Y, X, Y, 5.0), "samples"),
+    "transformations a number": (lambda: tp.kernel_symmetry(NET, tp.ntk, X, 5), "transformations"),
+    "transformations of random numbers": (lambda: tp.kernel_symmetry(NET, tp.ntk, X, RNG), "transformations"),
+    "a kernel of one argument": (lambda: tp.KernelRegressor(lambda X: X @ X.T).fit(X, Y), "kernel"),
+    "inputs on a grid that the net has not": (
+        lambda: tp.KernelDynamics.of(NET, tp.ntk, tp.GradientDescent(0.1, 3), X.reshape(3, 2, 2), Y), "X",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_arguments(name):
+    call, field = REFUSED[name]
+    with pytest.raises(InputError) as error:
+        call()
+    assert error.value.field == field and error.value.hint
+
+
+def test_dynamics_take_grids_of_any_dimension():
+    first, last = tp.input_matrix("W0"), tp.readout("w")
+    net = tp.program(lambda x: last @ tp.global_pool(tp.relu(tp.conv(first, x, (1, 2, 1)))), "volume", (2, 2, 2))
+    X = RNG.standard_normal((3, 2, 2, 2, 1))
+    found = tp.KernelDynamics.of(net, tp.ntk, tp.GradientDescent(0.1, 3), X[:2], Y[:2], X[2:])
+    np.testing.assert_allclose(found.ntk, tp.kernels(net, tp.ntk, X).ntk, rtol=1e-12)

@@ -200,9 +200,9 @@ class KernelDynamics:
         """
         checks.instance("training", training, (GradientDescent, GradientFlow), "a training rule", _RULE)
         gamma0 = checks.number("gamma0", gamma0, minimum=0.0)
-        X = checks.array("X", X, ndim=(2, 3, 4), hint="X is (P, D), or (P, *grid, channels)")
-        both = X if X_test is None else np.concatenate([X, _rows_like(X, X_test)])
         checks.instance("net", net, Program, "a program such as tp.mlp(depth=3, activation=tp.relu)")
+        X = checks.array("X", X, ndim=tuple({2, 2 + len(net.grid)}), hint="X is (P, D), or (P, *grid, channels)")
+        both = X if X_test is None else np.concatenate([X, _rows_like(X, X_test)])
         rates = rates_of(training, net)
         found, kernel = rated_kernels(net, parameterization, rates, both)
         largest = max(rates.values()) or 1.0

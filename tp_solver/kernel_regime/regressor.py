@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -100,9 +101,11 @@ class KernelRegressor(RegressorMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> KernelRegressor:
         """Condition on inputs (P, D) and labels (P,) or (P, K)."""
+        hint = "NNGPKernel(net, parameterization), TangentKernel(net, parameterization), or a function of X and X2"
         if not callable(self.kernel):
-            hint = "NNGPKernel(net, parameterization), TangentKernel(net, parameterization), or a function of X and X2"
             raise InputError("kernel", self.kernel, "a callable (X, X2) -> (n1, n2)", hint)
+        if not _takes_two(self.kernel):
+            raise InputError("kernel", "a function that cannot be called with X and X2", "a callable (X, X2) -> (n1, n2)", hint)
         noise = checks.number("noise", self.noise, minimum=0.0, hint="noise is a variance, >= 0")
         try:
             X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
@@ -163,6 +166,16 @@ class KernelRegressor(RegressorMixin, BaseEstimator):
         tags.target_tags.single_output = True
         tags.target_tags.multi_output = True
         return tags
+
+
+def _takes_two(kernel: Kernel) -> bool:
+    try:
+        inspect.signature(kernel).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature
+        return True
+    return True
 
 
 def _data_error(field: str, error: ValueError) -> DataError:

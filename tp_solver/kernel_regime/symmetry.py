@@ -115,7 +115,7 @@ def kernel_symmetry(
     checks.instance("net", net, Program, "a program such as tp.cnn(2, tp.relu, grid=(6, 6))")
     X = checks.array("X", X, ndim=(2,), hint="X is (n, D)")
     channels = channels_of(net.grid, X.shape[1])
-    chosen = _usual(net, channels) if transformations is None else tuple(transformations)
+    chosen = _usual(net, channels) if transformations is None else checks.items("transformations", transformations, "transformations")
     found = kernels(net, parameterization, X).ntk
     crossed = kernels(net, parameterization, X, X).ntk
     joint, separate = {}, {}
@@ -171,7 +171,7 @@ def learning_curve(
 
     Args:
         X, y: the pool of training points, (n, D) and (n,).
-        X_test, y_test: test points, (m, D) and (m,).
+        X_test, y_test: test points, (m, D) and (m,), targets not all equal.
         samples: numbers of training points, each at most n; the first points of a random order per draw.
         draws: number of random orders; the first is that of the pool itself.
         ridge: added to the diagonal, as a share of its mean.
@@ -184,9 +184,10 @@ def learning_curve(
     X_test, y_test = checks.array("X_test", X_test, ndim=(2,)), checks.array("y_test", y_test, ndim=(1,))
     if len(X) != len(y) or len(X_test) != len(y_test):
         raise InputError("y", f"{len(y)} and {len(y_test)} targets", f"{len(X)} and {len(X_test)}", "one target per point")
-    if isinstance(samples, (str, int)):
-        raise InputError("samples", samples, "a sequence of integers", "samples=(100, 400, 1600)")
-    counts = [checks.integer("samples", n, minimum=1, maximum=len(X), hint="at most as many as there are points") for n in samples]
+    if not np.ptp(y_test) > 0:
+        raise InputError("y_test", "targets that are all equal", "targets that vary", "errors are measured in units of their variance")
+    wanted = checks.items("samples", samples, "integers", "samples=(100, 400, 1600)")
+    counts = [checks.integer("samples", n, minimum=1, maximum=len(X), hint="at most as many as there are points") for n in wanted]
     ridge = checks.number("ridge", ridge, minimum=0.0)
     draws, rng = checks.integer("draws", draws, minimum=1), np.random.default_rng(checks.integer("seed", seed, minimum=0))
     train: KernelSet = kernels(net, parameterization, X)
