@@ -128,18 +128,57 @@ def test_keeping_equal_positions_alone_is_exact_where_nothing_is_pooled():
 
 
 @pytest.mark.parametrize("name", ["relu", "tanh", "cnn", "flat"])
-def test_kernel_functions_are_differentiable_everywhere(name):
-    """Also at coincident points, where correlations are one; against central differences elsewhere."""
+def test_kernel_functions_have_the_right_slopes(name):
+    """Against central differences."""
     function = tp.kernel_function(NETS[name], tp.ntk, X)
     with jax.enable_x64(True):
         x, y = jnp.asarray(X[:2]), jnp.asarray(X[2:3])
-        assert np.isfinite(np.asarray(jax.jit(jax.jacfwd(lambda v: function(v, x).ntk))(x))).all()
-        slope = np.asarray(jax.jit(jax.grad(lambda v: function(v, y).ntk.sum() + function(v, y).nngp.sum()))(x))
+
+        def total(v):
+            k = function(v, y)
+            return k.ntk.sum() + k.nngp.sum()
+
+        value_and_slope = jax.jit(jax.value_and_grad(total))
+        slope = np.asarray(value_and_slope(x)[1])
         direction = RNG.standard_normal(x.shape)
         step = 1e-5
-        ahead, behind = (function(x + s * direction, y) for s in (step, -step))
-        wanted = float((ahead.ntk.sum() + ahead.nngp.sum() - behind.ntk.sum() - behind.nngp.sum()) / (2 * step))
+        ahead, behind = (value_and_slope(x + s * direction)[0] for s in (step, -step))
+        wanted = float(ahead - behind) / (2 * step)
     np.testing.assert_allclose(np.sum(slope * direction), wanted, rtol=1e-6)
+
+
+ALIKE = RNG.standard_normal(4)
+COLLINEAR = np.stack([ALIKE, ALIKE, -ALIKE, np.zeros(4), RNG.standard_normal(4)])
+"""A point twice, its opposite, zero, and another."""
+BARE = {
+    "relu": tp.mlp(2, tp.relu),
+    "erf": tp.mlp(2, tp.erf),
+    "gelu": tp.mlp(1, tp.gelu),
+    "tanh": tp.mlp(1, tp.tanh),
+    "pooled": tp.cnn(1, tp.relu, grid=(4,), size=2, head=tp.pooled),
+}
+"""Without biases, so that variances vanish at zero and correlations are one, zero and minus one."""
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", BARE)
+def test_gradients_are_finite_at_coincident_opposite_and_zero_inputs(name, dtype):
+    """NNGP and NTK, forward and backward; both modes give the same numbers, and not zeros."""
+    function = tp.kernel_function(BARE[name], HE, COLLINEAR)
+    with jax.enable_x64(dtype == "float64"):
+        x = jnp.asarray(COLLINEAR, dtype)
+
+        def both(v):
+            k = function(v, x)
+            return jnp.stack([k.nngp, k.ntk])
+
+        modes = jax.jit(lambda v: (jax.jacfwd(both)(v).sum((1, 2)), jax.jacrev(lambda u: both(u).sum((1, 2)))(v)))
+        forward, backward = (np.asarray(slope) for slope in modes(x))
+    assert forward.dtype == backward.dtype == np.dtype(dtype)
+    assert np.isfinite(forward).all() and np.isfinite(backward).all()
+    tolerance = 1e-12 if dtype == "float64" else 1e-5
+    np.testing.assert_allclose(forward, backward, atol=tolerance * np.abs(forward).max())
+    assert np.all(np.abs(forward).max(axis=(1, 2)) > 0.1)
 
 
 def test_gradient_at_a_point_with_itself():
