@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import sympy as sp
@@ -14,6 +16,10 @@ q = sp.Symbol("q")
 
 NET = tp.mlp(depth=2, activation=tp.tanh)
 TRAIN = tp.GradientDescent(lr=0.1, steps=4)
+BATCHED = tp.limit(tp.mlp(2, tp.linear), tp.muP, tp.GradientDescent(lr=0.1, steps=4, batches=tp.Batches(2)))
+HUGE = tp.limit(tp.mlp(2, tp.linear), tp.muP, tp.GradientDescent(lr=0.1, steps=4, batches=tp.Batches(50)))
+NOISY = tp.limit(tp.mlp(2, tp.linear), tp.muP, tp.GradientDescent(lr=0.1, steps=4, weight_decay=0.2, temperature=0.1))
+SILENT = replace(tp.muP, sigma=(1, 1, 0))
 HEAVY = tp.limit(tp.mlp(2, tp.linear), tp.muP, tp.GradientDescent(lr=0.1, steps=4, momentum=0.9))
 TASK = tp.Task(np.linspace(-1.0, 1.0, 12).reshape(4, 3), [1.0, -1.0, 1.0, -1.0])
 W0, W1, w = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.readout("w")
@@ -145,9 +151,18 @@ SOLVE = {
         "y",
         "0 at (0,)",
     ),
-    "march with momentum": (lambda: tp.solve(HEAVY, TASK), "momentum", "0.9"),
+    "fixed point with minibatches": (lambda: tp.solve(BATCHED, TASK, method="fixed_point"), "batches", "size=2"),
+    "linear method with noise": (lambda: tp.solve(NOISY, TASK, method="linear"), "temperature", "0.1"),
+    "kernel method with decay": (lambda: tp.solve(NOISY, TASK, gamma0=0.0), "weight_decay", "0.2"),
+    "kernel regime with decay": (lambda: tp.limit(tp.mlp(2, tp.tanh), tp.ntk, NOISY.training), "training", "decay or noise"),
+    "noise on weights that start at zero": (lambda: tp.limit(tp.mlp(2, tp.tanh), SILENT, NOISY.training), "temperature", "W2"),
+    "batches larger than the data": (lambda: tp.solve(HUGE, TASK), "batches", "size 50"),
+    "batches larger than the nets' data": (
+        lambda: tp.simulate(NET, tp.muP, HUGE.training, TASK, widths=[8], seeds=1),
+        "batches",
+        "size 50",
+    ),
     "fixed point with momentum": (lambda: tp.solve(HEAVY, TASK, method="fixed_point"), "momentum", "0.9"),
-    "linear method with momentum": (lambda: tp.solve(HEAVY, TASK, method="linear"), "momentum", "0.9"),
     "solving with symbols": (lambda: tp.solve(tp.limit(SYMBOLIC_NET, tp.muP, TRAIN), TASK), "theory", "the symbols q"),
 }
 

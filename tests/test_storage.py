@@ -159,6 +159,8 @@ def test_parameterizations_come_back(parameterization):
         tp.GradientDescent((0.1, 0.0, 0.3), 7, tp.Logistic()),
         tp.GradientDescent({"W0": 0.1, "W1": 0.2, "W2": 1 / 3}, 7, tp.CrossEntropy()),
         tp.GradientDescent(0.1, 7, momentum=0.9),
+        tp.GradientDescent(0.1, 7, weight_decay=0.1, temperature=0.2, batches=tp.Batches(3), schedule=tp.warmup(2) * tp.cosine(0.1)),
+        tp.GradientDescent(0.1, 7, batches=tp.Batches(3, None), schedule=tp.step_decay(2)),
         tp.GradientFlow(2.5, 10),
     ],
     ids=str,

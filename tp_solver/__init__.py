@@ -16,6 +16,7 @@ from tp_solver.limit.regime import Regime, RegimeReport, regime
 from tp_solver.program.architectures import cnn, mlp
 from tp_solver.program.losses import CrossEntropy, Logistic, SquaredError
 from tp_solver.program.parameterization import D, N, Parameterization, integrable, mean_field, muP, ntk, standard, standard_1n
+from tp_solver.program.schedules import STEPS, Batches, Schedule, cosine, step_decay, warmup
 from tp_solver.program.statements import Program
 from tp_solver.program.task import Task
 from tp_solver.program.tracing import (
@@ -39,6 +40,7 @@ from tp_solver.solve.methods import FixedPoint, KernelRegime, Linear, March
 from tp_solver.solve.solution import Solution, Status
 from tp_solver.storage import save_ensemble
 from tp_solver.symbols.activation import Activation, erf, gelu, leaky_relu, linear, relu, sin, tanh
+from tp_solver.symbols.notation import T
 
 if TYPE_CHECKING:
     from tp_solver.coordinates import CoordinateCheck, coordinate_check
@@ -85,9 +87,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SGD",
+    "STEPS",
     "Activation",
     "AdaGrad",
     "Adam",
+    "Batches",
     "BudgetError",
     "Comparison",
     "CoordinateCheck",
@@ -120,9 +124,11 @@ __all__ = [
     "RangeError",
     "Regime",
     "RegimeReport",
+    "Schedule",
     "Solution",
     "SquaredError",
     "Status",
+    "T",
     "TPError",
     "TangentKernel",
     "Task",
@@ -134,6 +140,7 @@ __all__ = [
     "compare_uncertainties",
     "conv",
     "coordinate_check",
+    "cosine",
     "critical_rate",
     "cumulants",
     "deep_ensemble",
@@ -195,9 +202,11 @@ __all__ = [
     "solve",
     "standard",
     "standard_1n",
+    "step_decay",
     "tanh",
     "train_robustly",
     "train_with_twin",
+    "warmup",
     "width_scan",
 ]
 

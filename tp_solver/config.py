@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tp_solver.plot import FORMATS
 from tp_solver.program.architectures import mlp
 from tp_solver.program.losses import LOSSES
 from tp_solver.program.parameterization import CLASSES, PRESETS, D, Parameterization
+from tp_solver.program.schedules import CONSTANT, Batches, Schedule, cosine, step_decay, warmup
 from tp_solver.program.serialization import RULES
 from tp_solver.program.statements import Program
 from tp_solver.program.task import Task
@@ -38,7 +40,8 @@ ENDS = "ends"
 """The word for the first and the last step."""
 ARRAYS = ("X", "y", "X_test", "y_test")
 _PACE = {GradientDescent: "lr", GradientFlow: "time"}
-_OWNER = {"lr": "gradient_descent", "momentum": "gradient_descent", "time": "gradient_flow"}
+_DESCENT = ("lr", "momentum", "weight_decay", "temperature", "batches", "schedule")
+_OWNER = dict.fromkeys(_DESCENT, "gradient_descent") | {"time": "gradient_flow"}
 """Keys of [training] that belong to one rule only."""
 
 
@@ -100,7 +103,9 @@ class Config:
         loss = LOSSES[given.get("loss", "squared_error")]()
         with inside("training"):
             if rule is GradientDescent:
-                return GradientDescent(given["lr"], given["steps"], loss, given.get("momentum", 0.0))
+                momentum, decay, temperature = (given.get(key, 0.0) for key in ("momentum", "weight_decay", "temperature"))
+                batches, schedule = given.get("batches"), given.get("schedule", CONSTANT)
+                return GradientDescent(given["lr"], given["steps"], loss, momentum, decay, temperature, batches, schedule)
             return GradientFlow(given["time"], given["steps"], loss)
 
     def task(self) -> Task:
@@ -239,6 +244,28 @@ def _momentum(field: str, value: Any) -> float:
         return check_momentum(value)
 
 
+def _batches(field: str, value: Any) -> Batches:
+    if not isinstance(value, dict) or "size" not in value:
+        raise InputError(field, value, "a table with a size", "batches = { size = 50, seed = 0 }; without shuffling: shuffle = false")
+    given = _read_keys(field, value, {"size": _whole(1), "seed": _whole(0), "shuffle": checks.flag})
+    return Batches(given["size"], given.get("seed", 0) if given.get("shuffle", True) else None)
+
+
+def _step_decay(field: str, value: Any) -> Schedule:
+    if not isinstance(value, list) or len(value) != 2:
+        raise InputError(field, value, "steps and a factor", "step_decay = [100, 0.1]")
+    return step_decay(*value)
+
+
+def _schedule(field: str, value: Any) -> Schedule:
+    """The product of the factors named in a table."""
+    if not isinstance(value, dict) or not value:
+        raise InputError(field, value, "a table of factors", "schedule = { warmup = 10, cosine = 0.0 }")
+    with inside(field):
+        readers: dict[str, Reader] = {"warmup": lambda f, v: warmup(v), "cosine": lambda f, v: cosine(v), "step_decay": _step_decay}
+        return prod(_read_keys(field, value, readers).values(), start=CONSTANT)
+
+
 def _triple(entry: Reader) -> Reader:
     def reader(field: str, value: Any) -> tuple[Any, ...]:
         values = value if isinstance(value, list) else [value] * 3
@@ -298,6 +325,10 @@ SCHEMA: dict[str, dict[str, Reader]] = {
         "steps": _whole(1),
         "loss": _name_of(LOSSES),
         "momentum": _momentum,
+        "weight_decay": lambda field, value: checks.number(field, value, minimum=0.0),
+        "temperature": lambda field, value: checks.number(field, value, minimum=0.0),
+        "batches": _batches,
+        "schedule": _schedule,
     },
     "task": {"digits": _digits, "arrays": _text},
     "solve": {
