@@ -87,6 +87,13 @@ def feature() -> str:
     return text(tp.limit(NET, tp.muP, TRAIN))
 
 
+def remembered() -> str:
+    rule = tp.GradientDescent(lr=0.1, steps=100, momentum=0.9, weight_decay=0.01, temperature=0.001, batches=tp.Batches(10))
+    theory = tp.limit(NET, tp.muP, rule)
+    shown = (("u", 2), ("h", 2), ("z", 2), ("e",), ("p",), ("kappa",), ("C",))
+    return text(*(theory[key] if len(key) > 1 else theory[key[0]] for key in shown))
+
+
 def feature_latex() -> str:
     return f"$$\n{tp.limit(NET, tp.muP, TRAIN).latex()}\n$$\n"
 
@@ -113,7 +120,22 @@ def selected() -> str:
 
 PRINTERS: Mapping[str, Callable[[], str]] = {
     f.__name__: f
-    for f in (program, backward, explain, tied, table, cure, symbolic, feature, feature_latex, cross_entropy, kernel, heavy_ball, selected)
+    for f in (
+        program,
+        backward,
+        explain,
+        tied,
+        table,
+        cure,
+        symbolic,
+        feature,
+        feature_latex,
+        cross_entropy,
+        kernel,
+        heavy_ball,
+        selected,
+        remembered,
+    )
 }
 
 

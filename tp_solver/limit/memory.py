@@ -1,6 +1,6 @@
 """What a weight remembers: how far the push of step s has moved it by time t, and how its random part at t and s agree.
 
-Both follow from the update that :mod:`tp_solver.program.update` defines (``theory/feature_learning.md``, FL.8), by unrolling its two
+Both follow from the update that :mod:`tp_solver.program.update` defines (``theory/feature_learning.md``, FL.17), by unrolling its two
 lines: nothing about an optimiser is written here.
 """
 

@@ -3,7 +3,7 @@
     v(t)     = carry v(t - 1) - gradient
     w(t + 1) = keep w(t) + eta v(t) + kick xi(t),    xi standard normal in units of N^(-b)
 
-with ``eta`` the rate of the step (``theory/feature_learning.md``, FL.8).
+with ``eta`` the rate of the step (``theory/feature_learning.md``, FL.17).
 """
 
 from __future__ import annotations
