@@ -12,6 +12,7 @@ import tp_solver as tp
 from tp_solver.errors import InputError
 from tp_solver.kernel_regime.compute import _ready
 from tp_solver.kernel_regime.constants import numeric_constants
+from tp_solver.kernel_regime.depth_rates import Law
 from tp_solver.kernel_regime.jacobian import _Model
 from tp_solver.kernel_regime.repeated_layer import read_deep_net
 from tp_solver.limit.spec import limit_spec
@@ -127,3 +128,26 @@ def test_dynamics_take_grids_of_any_dimension():
     X = RNG.standard_normal((3, 2, 2, 2, 1))
     found = tp.KernelDynamics.of(net, tp.ntk, tp.GradientDescent(0.1, 3), X[:2], Y[:2], X[2:])
     np.testing.assert_allclose(found.ntk, tp.kernels(net, tp.ntk, X).ntk, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("activation", "scale"), [(tp.tanh, 0.7), (tp.tanh, 0.95), (tp.erf, 0.7)], ids=["tanh 0.7", "tanh 0.95", "erf 0.7"]
+)
+def test_the_ordered_phase_without_biases(activation, scale):
+    """The variance dies out: pairs keep their correlations, and differences fall with the diagonal, as chi_1^L (KD.12)."""
+    depths = (1, 2, 5)
+    found = tp.depth_analysis(tp.mlp(2, activation), tp.ntk.times(scale), X, depths=depths)
+    chi = scale**2 * (1 if activation is tp.tanh else 4 / np.pi)
+    assert found.fixed_point.q == 0 and found.rate.law is Law.COLLAPSE
+    assert found.rate.predicted_rate == pytest.approx(np.log(chi))
+    assert found.rate.rate == pytest.approx(np.log(chi), rel=2e-3) and found.rate.rate_spread < 1e-3 * abs(np.log(chi))
+    if activation is tp.erf:
+        expected = [tp.kernels(tp.mlp(d, activation), tp.ntk.times(scale), X).ntk for d in depths]
+        np.testing.assert_allclose(found.ntk, expected, rtol=1e-11)
+
+
+def test_a_stream_that_dies_out():
+    """y / 2 + W tanh(y) at a small scale: all that is left is linear, and no depth beyond float64 is looked at."""
+    found = tp.depth_analysis(repeated(2, lambda h, y: 0.5 * y + h), tp.ntk.times(0.3), X, depths=(1, 3))
+    assert found.fixed_point.q == 0 and found.fixed_point.growth == pytest.approx(0.34)
+    assert np.isfinite(found.ntk).all() and found.rate.layers.max() < 300

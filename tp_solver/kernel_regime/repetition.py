@@ -19,6 +19,10 @@ from tp_solver.kernel_regime.variance_map import EDGE_WIDTH, GRID, Fate, summed
 
 FAR = 100_000
 """Depth to which an algebraic approach is followed for its rate."""
+DECAY = 22
+"""Correlation lengths over which an exponential decay is followed: to 1e-10."""
+LOWEST = -300.0
+"""Logarithm of the smallest variance that a rate is looked for at."""
 SAMPLES = 20
 """Chebyshev nodes at small angles for the expansion of the backward factor."""
 
@@ -91,7 +95,7 @@ class Repetition:
             if not all(np.all(np.isfinite(v)) for v in row):
                 raise ProgramError(
                     "depth_analysis", f"numbers beyond float64 at depth {at}", "a variance that float64 holds",
-                    "fewer layers, or a weight scale in the ordered phase",
+                    "fewer layers, or a weight scale nearer to the edge of chaos",
                 )  # fmt: skip
             rows.append(row)
         return Outputs(*(np.stack(v) for v in zip(*rows, strict=True)))
@@ -123,19 +127,29 @@ class Repetition:
 
     def measure(self, fixed: FixedPoint) -> DepthRate:
         """The rate at which the tangent kernel approaches its limit, at depths that show it."""
-        if fixed.c is None or (fixed.c == 1 and abs(fixed.chi_1 / fixed.growth - 1) <= EDGE_WIDTH):
-            return self._algebraic(fixed)
         length = depth_scale(fixed.chi_1 / fixed.unit)
+        # where the variance itself dies out, so do all differences, whatever becomes of the correlations
+        dying = self._vanishes(fixed) and fixed.chi_1 < fixed.unit and length < np.inf
+        if not dying and (fixed.c is None or (fixed.c == 1 and abs(fixed.chi_1 / fixed.growth - 1) <= EDGE_WIDTH)):
+            return self._algebraic(fixed)
         if fixed.chi_1 < fixed.unit:
-            return self._collapse(length, float(np.log(fixed.chi_1 / fixed.unit)), float(np.log(fixed.unit)))
+            # layers whose variance moves are slow
+            far = FAR if dying else np.inf
+            return self._collapse(length, far, float(np.log(fixed.chi_1 / fixed.unit)), float(np.log(fixed.unit)))
         layers = np.unique(np.linspace(10, 10 + max(20, 20 * length), 40).astype(int))
         logs = self.outputs(layers - 1).log_ntk - layers[:, None] * np.log(fixed.unit)
         return fit_exponent(Law.EXPLOSION, layers, logs, float(np.log(fixed.chi_1 / fixed.unit)))
 
+    def _vanishes(self, fixed: FixedPoint) -> bool:
+        """Whether a variance that is looked at as a number falls to zero exponentially."""
+        return not self.layer.free and fixed.q == 0 and fixed.growth < 1 - EDGE_WIDTH
+
     def _algebraic(self, fixed: FixedPoint) -> DepthRate:
         expansion = self.expansion(fixed)
-        # a variance that is looked at as a number must not grow beyond what was asked for
+        # a variance that is looked at as a number must not grow beyond what was asked for, nor vanish
         far = FAR if self.layer.free or fixed.fate is not Fate.DIVERGES else self.depth
+        if self._vanishes(fixed):
+            far = int(min(far, LOWEST / np.log(fixed.growth)))
         layers = np.unique(np.geomspace(max(3, far / 100), max(4, far), 40).round().astype(int))
         ratio = self.outputs(layers - 1).ratio
         law = Law.LOGARITHM if expansion is None else expansion.law
@@ -144,15 +158,19 @@ class Repetition:
             return DepthRate(law, None, None, 0.0, 0.0, *known, layers, ratio)
         return fit_ratio(law, layers, ratio, expansion)
 
-    def _collapse(self, length: float, predicted: float, unit: float) -> DepthRate:
+    def _collapse(self, length: float, far: float, predicted: float, unit: float) -> DepthRate:
         """log of |mean of the two diagonal entries - the other entry| / L, between transients and rounding."""
-        layers = np.unique(np.linspace(max(4, 5 * length), max(12, 22 * length), 40).round().astype(int))
+        first, last = max(4, 5 * length), max(12, DECAY * length)
+        start, stop = (first, last) if last <= far else (4, 40)
+        layers = np.unique(np.linspace(start, stop, 40).round().astype(int))
         out = self.outputs(layers - 1)
         i, j = np.triu_indices(out.log_ntk.shape[1], 1)
         gap = np.abs(np.cosh((out.log_ntk[:, i] - out.log_ntk[:, j]) / 2) - out.ratio)
         clear = np.all(gap > 1e-12, axis=1)
         with np.errstate(divide="ignore"):
             logs = np.log(gap) + out.log_mean() - (np.log(layers) + layers * unit)[:, None]
+        if last > far:
+            return DepthRate(Law.COLLAPSE, None, None, 0.0, 0.0, None, predicted, layers, logs)
         if clear.sum() < 3:
             return fit_exponent(Law.COLLAPSE, layers[:3], logs[:3], predicted)
         return fit_exponent(Law.COLLAPSE, layers[clear], logs[clear], predicted)
