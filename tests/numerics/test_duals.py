@@ -250,3 +250,32 @@ def test_bad_functions(f):
     with pytest.raises(ProgramError) as error:
         dual(f, sp.tanh(X), 1.0, 1.0, 0.5)
     assert error.value.hint
+
+
+DEAD_ZONES = {
+    "relu(x - 1)": sp.Max(X - 1, 0),
+    "soft threshold": sp.Max(X - 1, 0) - sp.Max(-X - 1, 0),
+    "a curved one": sp.Max(X - 1, 0) * sp.exp(-X / 2),
+}
+
+
+@pytest.mark.parametrize("name", DEAD_ZONES)
+@pytest.mark.parametrize("largest", [0.25, 1.0])
+def test_dead_zones(name, largest):
+    """At a twentieth of the largest variance nothing but a far tail is left, which must not count as an error."""
+    f = DEAD_ZONES[name]
+    entries = [(largest, largest, 0.5 * largest), (largest, 0.3 * largest, -0.3 * largest), (largest, largest / 50, 0.1 * largest)]
+    found = dual(f, f, *(np.array(v) for v in zip(*entries, strict=True)))
+    expected = [reference(f, f, *v) for v in entries]
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12 * found[0])
+    own = reference(f, sp.S.One * f, largest, largest, largest * (1 - 1e-13))
+    assert dual(f, f, largest, largest, largest) == pytest.approx(own, rel=1e-6)
+
+
+@pytest.mark.parametrize("largest", [1e-2, 1 / 144, 1e-3, 1e-8])
+def test_dead_zones_beyond_all_fields(largest):
+    """What lies more than ten standard deviations away is nothing, not an error."""
+    found = dual(sp.Max(X - 1, 0), sp.Max(X - 1, 0), largest, np.array([largest, largest / 3]), np.array([largest, largest / 10]))
+    assert np.all((found >= 0) & (found < 1e-20))
+    mixed = dual(sp.tanh(X), sp.Max(X - 1, 0), largest, largest, largest / 2)
+    assert abs(mixed) < 1e-20

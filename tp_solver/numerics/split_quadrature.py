@@ -31,6 +31,12 @@ _TRANSITION = np.array([-7.0, -4.0, -1.5, 1.5, 4.0, 7.0])
 _LEVELS = 4
 _CHUNK = 1 << 19
 """Nodes that are held at once."""
+_TAIL = 1e-2
+"""Share of the size of a function at the largest variance that it is taken to have at every other, at least."""
+_DEAD = 1e-17
+"""Mean squares below this times squared values at moderate arguments are those of a far tail."""
+_NOTHING = 1e-40
+"""Products of sizes below it are zero."""
 _SCALES = (1.0, 0.3, 0.02)
 _CORRELATIONS = (0.0, 0.5, -0.7, 0.97, 0.9999, 1.0, -1.0)
 """Fractions of the largest variance and correlations at which the number of panels is settled."""
@@ -63,7 +69,7 @@ def moments(g: sp.Expr, count: int, largest: float) -> Callable[[jax.Array], jax
         ProgramError: if halving the panels does not settle the integral for variances up to ``largest``.
     """
     q = largest * np.array([1.0, 0.3, 0.05, 0.003])
-    scale = _size(g, q) * np.sqrt([[float(factorial(k))] for k in range(count)])
+    scale = _size(g, q, largest) * np.sqrt([[float(factorial(k))] for k in range(count)])
     panels = _settled(lambda panels: concrete(jax.jit(partial(_moments, g, count, panels)), q), largest, scale, f"the mean of {g}")
     return partial(_moments, g, count, panels)
 
@@ -82,17 +88,27 @@ def _plan(f: sp.Expr, g: sp.Expr, largest: float) -> Panels:
     sizes = [(s, t) for s in _SCALES for t in _SCALES if s >= t or f != g]
     q, qp = (largest * np.array(v)[:, None] for v in zip(*sizes, strict=True))
     c = np.array(_CORRELATIONS) * np.sqrt(q * qp)
-    scale = _size(f, q) * _size(g, qp)
+    scale = _size(f, q, largest) * _size(g, qp, largest)
     what = f"the mean of {f} times {g}"
     return _settled(lambda panels: concrete(jax.jit(partial(_plane, f, g, panels, 1 << 24)), q, qp, c), largest, scale, what)
 
 
-def _size(f: sp.Expr, q: np.ndarray) -> np.ndarray:
-    """sqrt(E f^2): what errors are compared with."""
+def _size(f: sp.Expr, q: np.ndarray, largest: float) -> np.ndarray:
+    """What errors are compared with: sqrt(E f^2), or a share of that at the largest variance where it is smaller.
+
+    At small variances all that is left of a function with a dead zone, such as relu(x - 1), is a far tail.
+    """
+    return np.maximum(_deviation(f, q), _TAIL * _deviation(f, np.array(largest)))
+
+
+def _deviation(f: sp.Expr, q: np.ndarray) -> np.ndarray:
+    """sqrt(E f^2)."""
     z = np.linspace(-_HALF_LINE[-1], _HALF_LINE[-1], 2001).reshape(-1, *(1,) * q.ndim)
     weighted = values(f, np.sqrt(q) * z) ** 2 * np.exp(-(z**2) / 2) * (z[1] - z[0]) / np.sqrt(2 * np.pi)
     square = np.sum(weighted, axis=0)
-    if not np.all(np.maximum(weighted[0], weighted[-1]) <= 1e-16 * square):
+    # all that a dead zone leaves may lie at the ends without growing there
+    usual = np.max(values(f, np.linspace(-4, 4, 81)) ** 2)
+    if not np.all(np.maximum(weighted[0], weighted[-1]) <= 1e-16 * np.maximum(square, _DEAD * usual)):
         raise ProgramError("Gaussian expectation", f, "a function with a mean square", "it grows too fast for the largest variance")
     return np.sqrt(square)
 
@@ -189,7 +205,7 @@ def _settled(rule: Callable[[Panels], np.ndarray], largest: float, scale: np.nda
     previous = rule(Panels(0, scales))
     for level in range(1, _LEVELS):
         finer = rule(Panels(level, scales))
-        if np.all(np.abs(finer - previous) <= TOLERANCE * scale):
+        if np.all(np.abs(finer - previous) <= TOLERANCE * np.maximum(scale, _NOTHING)):
             return Panels(level - 1, scales)
         previous = finer
     raise ProgramError("Gaussian expectation", what, "an integral that converges", "the function may grow too fast or be singular")
