@@ -53,6 +53,6 @@ def test_scripts_run_at_reduced_size(path, tmp_path):
     environment = {**os.environ, "MPLBACKEND": "Agg"}
     run = subprocess.run([sys.executable, str(path), REDUCED], capture_output=True, text=True, timeout=900, cwd=tmp_path, env=environment)
     assert run.returncode == 0, run.stderr[-2000:]
-    rows = [line for line in run.stdout.splitlines() if "|" in line]
-    assert any(any(c.isdigit() for c in row) for row in rows), run.stdout[-2000:]
+    rows = [line for line in run.stdout.splitlines() if any(c.isdigit() for c in line)]
+    assert len(rows) >= 3, run.stdout[-2000:]
     assert "nan" not in run.stdout.lower().replace("|", " ").split()
