@@ -16,6 +16,7 @@ from tp_solver.program.training import GradientFlow
 from tp_solver.solve.layout import Home
 from tp_solver.solve.marched import MarchedKernels, final_ranks
 from tp_solver.solve.methods import Linear, March
+from tp_solver.solve.prepare import Prepared
 from tp_solver.solve.replicates import Runs, estimates, nonlinear_statement, prepared_in_steps, shift, solution
 from tp_solver.solve.solution import Solution, Status
 from tp_solver.solve.trajectory import Trajectory, first_capacity, march
@@ -51,6 +52,7 @@ def solve_march(
                 capacity or first_capacity(prepared.columns, task.P),
                 prepared.test_inputs,
                 frozenset(t * stride for t in keep),
+                recorded_steps(prepared, method.recorded, steps, stride),
                 tick,
             )
             capacity = dict(trajectory.capacity)
@@ -110,6 +112,7 @@ def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Line
             first_capacity(prepared.columns, task.P),
             prepared.test_inputs,
             frozenset((0, steps * stride)),
+            frozenset(range(steps * stride + 1)),
             tick,
         )
         return Runs((trajectory,), stride)
@@ -125,6 +128,22 @@ def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Line
     status, message = _outcome(main, None, values["f"], errors["f"])
     details = {"ranks": final_ranks(main.trajectories), "tolerance": EXACT_TOL}
     return solution(theory, task, gamma0, method.name, values, errors, kernels, status, message, details)
+
+
+RECORDS = 2**28
+"""Bytes that the records of a replicate may take if nobody says which times to record."""
+
+
+def recorded_steps(prepared: Prepared, wanted: tuple[int, ...] | None, steps: int, stride: int) -> frozenset[int]:
+    """The steps whose kernels are recorded, ``stride`` per reported time."""
+    if wanted is not None:
+        return frozenset(t * stride for t in wanted)
+    plan, P = prepared.setting.plan, len(prepared.x)
+    # per step: coordinates and responses of a few directions per point, and the tangent kernel
+    each = 8 * P * ((len(plan.homes) + len(plan.hidden_products())) * (4 * P + 20) + P)
+    if each * (steps * stride + 1) <= RECORDS:
+        return frozenset(range(steps * stride + 1))
+    return frozenset(int(t) * stride for t in np.linspace(0, steps, 21).round())
 
 
 EXACT_TOL = 1e-15

@@ -63,24 +63,31 @@ class NewPoints(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """The static part of a step: what it is compiled for."""
+    """The static part of a step: what it is compiled for; ``recording`` is whether kernels, responses and samples come out of it."""
 
     plan: Layout
     loss: Loss
     scalar: bool
+    recording: bool = True
 
 
 class Moment(NamedTuple):
-    """What is recorded of one time."""
+    """What is known of every time."""
 
     f: jax.Array
     loss: jax.Array
-    ntk: jax.Array
     identity: jax.Array
-    coordinates: dict[str, jax.Array]
     squares: dict[str, jax.Array]
-    responses: dict[str, jax.Array]
     met: dict[str, dict[tuple[bool, str], jax.Array]]
+    record: Record | None
+
+
+class Record(NamedTuple):
+    """What is recorded of chosen times: the tangent kernel (P, P), coordinates (P, R), responses (P, K), samples (P, S)."""
+
+    ntk: jax.Array
+    coordinates: dict[str, jax.Array]
+    responses: dict[str, jax.Array]
     fields: dict[str, jax.Array]
 
 
@@ -143,20 +150,20 @@ def _step(
     env = run(plan.backward.statements, env, acting)
     identity = _transfer_identity(plan, env)
 
-    coordinates, observers = _observe(plan, state.observers, env, acting, tol)
+    # observers serve records alone
+    coordinates, observers = _observe(plan, state.observers, env, acting, tol) if setting.recording else ({}, state.observers)
     names = [v for v in plan.homes if v in env]
     squares = {v: jnp.mean(env[v] ** 2, axis=1) for v in names}
-    moment = Moment(
-        f,
-        jnp.sum(batch.p * per_point),
-        _tangent_kernel(plan, batch.kernel_rates, env, coordinates, squares),
-        identity,
-        coordinates,
-        squares,
-        {response_key(m, transpose, v): a for m in plan.hidden for (transpose, v), a in acting[m].response.items()},
-        {m: acting[m].met for m in plan.hidden},
-        {v: env[v] for layer in plan.program.layers for v in _site_fields(plan, layer)},
-    )
+    record = None
+    if setting.recording:
+        record = Record(
+            _tangent_kernel(plan, batch.kernel_rates, env, coordinates, squares),
+            coordinates,
+            {response_key(m, transpose, v): a for m in plan.hidden for (transpose, v), a in acting[m].response.items()},
+            {v: env[v] for layer in plan.program.layers for v in _site_fields(plan, layer)},
+        )
+    met = {m: acting[m].met for m in plan.hidden}
+    moment = Moment(f, jnp.sum(batch.p * per_point), identity, squares, met, record)
     for pair in plan.backward.pairs:
         rate = batch.rates[pair.matrix] * gamma0
         y, x = (pair.input, pair.adjoint) if pair.transpose else (pair.adjoint, pair.input)

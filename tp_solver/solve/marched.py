@@ -132,7 +132,7 @@ class MarchedKernels:
                 "one output",
                 "several outputs propagate loss gradients instead",
             )
-        return tr.ntk[t * self.stride]
+        return tr.ntk[tr.index(t * self.stride)]
 
     def _adjoint(self, variable: str) -> str:
         if variable not in self.plan.backward.adjoints:
@@ -140,7 +140,7 @@ class MarchedKernels:
         return self.plan.backward.adjoints[variable]
 
     def _gram(self, tr: Trajectory, variable: str, t: int, s: int) -> np.ndarray:
-        i, j = t * self.stride, s * self.stride
+        i, j = tr.index(t * self.stride), tr.index(s * self.stride)
         c = tr.coordinates[variable]
         gram = c[i] @ c[j].T
         if t == s:  # the diagonal does not suffer from the truncation
@@ -176,6 +176,8 @@ class MarchedKernels:
             if 0 not in self._formal:
                 self._formal[0] = formal_responses(self.prepared, tr, self.gamma0)
             return self._formal[0].response(product, opposite[0], t * self.stride, s * self.stride)
+        if tr.recorded[: t * self.stride + 1] != tuple(range(t * self.stride + 1)):
+            raise RangeError("t", t, "a solution that recorded every step up to t", "solve with method=March(recorded=range(t + 1))")
         here = sequence.index(product)
         scale, course = self.prepared.columns.scales[product.matrix], self.prepared.course
         agreement = course.correlation(product.matrix, t * self.stride, s * self.stride) if scale else 1.0
@@ -208,6 +210,7 @@ class MarchedKernels:
         for k, tr in enumerate(self.trajectories):
             pre = f"r{k}/"
             out |= {f"{pre}{n}": getattr(tr, n) for n in ("f", "loss", "ntk", "identity")}
+            out[f"{pre}recorded"] = np.array(tr.recorded, dtype=np.int64)
             for group in ("coordinates", "squares", "responses"):
                 out |= {f"{pre}{group}/{v}": a for v, a in getattr(tr, group).items()}
             out |= {f"{pre}fields/{t}/{v}": a for t, kept in tr.fields.items() for v, a in kept.items()}
@@ -243,7 +246,8 @@ class MarchedKernels:
                 met[s.matrix][s.transpose, s.arg] = int(mine[f"met/{response_key(s.matrix, s.transpose, s.arg)}"])
             trajectories.append(
                 Trajectory(
-                    mine["f"], None, mine["loss"], mine["ntk"], mine["identity"], groups["coordinates"], groups["squares"],
+                    mine["f"], None, mine["loss"], mine["ntk"], mine["identity"],
+                    tuple(map(int, mine.get("recorded", np.arange(len(mine["f"]))))), groups["coordinates"], groups["squares"],
                     groups["responses"], fields, state_from_leaves(prepared.setting.plan, groups["state"]), met,
                     source_from_stream(mine["stream"]), {}, {}, None,
                 )

@@ -17,6 +17,8 @@ class March:
         tol: directions whose share of the squared size is below this are dropped; None chooses 8 / samples, what the
             samples can resolve.
         times: times whose single-site samples are kept for densities; None keeps the first and the last.
+        recorded: times whose kernels are recorded (A and B need every step up to theirs); None records all times of a short run, and
+            21 evenly spaced ones where all would take more than a quarter of a GiB.
         bias: whether to spend two further runs of half the samples and of a quarter of the tolerance, so that standard errors
             hold the finite-sample bias and the truncation, which repeats do not show.
         substeps: gradient flow only: Euler steps per reported interval (the result is extrapolated from this and twice as
@@ -29,15 +31,18 @@ class March:
     bias: bool = True
     substeps: int = 4
     dtype: str = "float64"
+    recorded: tuple[int, ...] | None = None
     name = "march"
 
     def __post_init__(self) -> None:
         if self.tol is not None:
             object.__setattr__(self, "tol", checks.number("tol", self.tol, above=0.0, maximum=1.0))
-        if self.times is not None:
-            if isinstance(self.times, (str, int)) or not hasattr(self.times, "__iter__"):
-                raise InputError("times", self.times, "a sequence of times", "times=(0, 50, 100)")
-            object.__setattr__(self, "times", tuple(checks.integer("times", t, minimum=0) for t in self.times))
+        for name in ("times", "recorded"):
+            given = getattr(self, name)
+            if given is not None:
+                if isinstance(given, (str, int)) or not hasattr(given, "__iter__"):
+                    raise InputError(name, given, "a sequence of times", f"{name}=(0, 50, 100)")
+                object.__setattr__(self, name, tuple(checks.integer(name, t, minimum=0) for t in given))
         checks.flag("bias", self.bias)
         checks.integer("substeps", self.substeps, minimum=1)
         checks.one_of("dtype", self.dtype, ("float64", "float32"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from tp_solver.errors import RangeError
 from tp_solver.numerics.basis import Basis
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
 from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home, Layout
@@ -47,10 +48,11 @@ class Trajectory:
     """One replicate: arrays over the times 0..last, and the final state.
 
     Attributes:
-        f: (T + 1, P, K); f_new: (T + 1, P_new, K) or None; loss: (T + 1,); ntk: (T + 1, P, P), without lr.
+        f: (T + 1, P, K); f_new: (T + 1, P_new, K) or None; loss: (T + 1,).
         identity: (T + 1,) relative violation of <(W x) y> = <x (W^T y)>.
-        coordinates: variable -> (T + 1, P, R); squares: variable -> (T + 1, P); responses: product (see
-            ``response_key``) -> (T + 1, P, K).
+        recorded: the times that the next four hold, ascending.
+        ntk: (times, P, P), without lr; coordinates: variable -> (times, P, R); squares: variable -> (times, P); responses: product
+            (see ``response_key``) -> (times, P, K).
         fields: time -> variable -> (P, S) samples.
         state: the state at the last good time, before an update; source: its columns.
         met: per matrix and product, how many opposite directions it could respond to at that time.
@@ -63,6 +65,7 @@ class Trajectory:
     loss: np.ndarray
     ntk: np.ndarray
     identity: np.ndarray
+    recorded: tuple[int, ...]
     coordinates: Mapping[str, np.ndarray]
     squares: Mapping[str, np.ndarray]
     responses: Mapping[str, np.ndarray]
@@ -73,6 +76,21 @@ class Trajectory:
     capacity: Mapping[Home, int]
     used: Mapping[Home, int]
     failure: Failure | None
+
+    def index(self, time: int) -> int:
+        """Where a time stands among the recorded ones.
+
+        Raises:
+            RangeError: for a time that was not recorded.
+        """
+        if time not in self.recorded:
+            raise RangeError("t", time, f"a recorded step: {_few(self.recorded)}", "solve with method=March(recorded=(...))")
+        return self.recorded.index(time)
+
+
+def _few(times: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, times[:12]))
+    return f"{shown}, ..., {times[-1]}" if len(times) > 12 else shown
 
 
 MARGIN = 6
@@ -90,17 +108,21 @@ def march(
     capacity: Mapping[Home, int],
     test_inputs: tuple[np.ndarray, np.ndarray] | None,
     keep: frozenset[int],
+    recorded: frozenset[int],
     tick: Callable[[int, float, int], None],
 ) -> Trajectory:
     """Step through all updates of the course; a step that needs more room is repeated with more.
 
-    ``test_inputs`` are coordinates (P_new, r) and squared norms (P_new,) outside the training inputs.
+    ``test_inputs`` are coordinates (P_new, r) and squared norms (P_new,) outside the training inputs; ``keep`` are the times whose
+    samples are kept, ``recorded`` those whose kernels and responses are.
     """
     dtype = batch.x.dtype
     steps, stream = len(course.p), _stream(source)
     capacity = dict(capacity)
     state = _fresh(columns, source, capacity, course.carries, dtype)
     moments: list[Moment] = []
+    records: dict[int, Moment] = {}
+    light = replace(setting, recording=False)
     new: list[np.ndarray] = []
     fields: dict[int, Mapping[str, np.ndarray]] = {}
     points: NewPoints | None = None
@@ -110,7 +132,8 @@ def march(
     while t <= steps:
         before = None
         try:
-            before, after, moment = step(setting, state, batch, course.at(t, stream, dtype))
+            wanted = setting if t in recorded or t in keep else light
+            before, after, moment = step(wanted, state, batch, course.at(t, stream, dtype))
             used = ranks(after)
         except KeyboardInterrupt:
             failure = Failure(Status.INTERRUPTED, "Ctrl-C", t)
@@ -118,7 +141,15 @@ def march(
             break
         if any(used[h] > capacity[h] for h in capacity):  # directions were lost: start again with more room
             capacity = roomier(capacity, used)
-            state, moments, new, fields, t, points = _fresh(columns, source, capacity, course.carries, dtype), [], [], {}, 0, None
+            state, moments, records, new, fields, t, points = (
+                _fresh(columns, source, capacity, course.carries, dtype),
+                [],
+                {},
+                [],
+                {},
+                0,
+                None,
+            )
             continue
         loss = float(moment.loss)
         failure = _trouble(moment, t, loss, float(moments[0].loss) if moments else loss)
@@ -130,9 +161,11 @@ def march(
                 points = new_points(columns, *test_inputs, source, _sites(state), dtype)
             placed = points if course.static else at_time(points, _growth(course, t))
             new.append(np.asarray(predict(setting, before, moment.met, placed, batch.gamma0)))
-        if t in keep:
-            fields[t] = {k: np.asarray(v) for k, v in moment.fields.items()}
-        moments.append(moment._replace(fields={}))
+        if moment.record is not None:
+            if t in keep:
+                fields[t] = {k: np.asarray(v) for k, v in moment.record.fields.items()}
+            records[t] = moment._replace(record=moment.record._replace(fields={}))
+        moments.append(moment._replace(record=None, squares={}))
         state, last, held = after, before, used
         if t == steps:
             break
@@ -145,16 +178,18 @@ def march(
         except KeyboardInterrupt:
             failure = Failure(Status.INTERRUPTED, "Ctrl-C", t)
             break
+    found = [m.record for m in records.values() if m.record is not None]
     final = ranks(last) if moments else {h: 0 for h in capacity}
     return Trajectory(
         f=np.array([m.f for m in moments]).reshape(-1, *batch.y.shape),
         f_new=np.array(new).reshape(-1, len(test_inputs[0]), batch.y.shape[1]) if test_inputs is not None else None,
         loss=np.array([m.loss for m in moments]),
-        ntk=np.array([m.ntk for m in moments]),
+        ntk=np.array([r.ntk for r in found]),
         identity=np.array([m.identity for m in moments]),
-        coordinates=_stacked([m.coordinates for m in moments], _widths(setting.plan, final)),
-        squares={v: np.array([m.squares[v] for m in moments]) for v in (moments[0].squares if moments else ())},
-        responses=_stacked([m.responses for m in moments], _response_widths(setting.plan, final)),
+        recorded=tuple(records),
+        coordinates=_stacked([r.coordinates for r in found], _widths(setting.plan, final)),
+        squares={v: np.array([m.squares[v] for m in records.values()]) for v in (next(iter(records.values())).squares if records else ())},
+        responses=_stacked([r.responses for r in found], _response_widths(setting.plan, final)),
         fields=fields,
         state=last,
         met={m: {k: int(n) for k, n in counts.items()} for m, counts in moments[-1].met.items()} if moments else {},
@@ -210,7 +245,8 @@ def _sites(state: SiteState) -> int:
 
 def _trouble(moment: Moment, t: int, loss: float, first: float) -> Failure | None:
     """The first recorded quantity that is not finite, or a loss that runs away."""
-    quantities = {"f": moment.f, "the loss": moment.loss, "the tangent kernel": moment.ntk}
+    quantities = {"f": moment.f, "the loss": moment.loss}
+    quantities |= {} if moment.record is None else {"the tangent kernel": moment.record.ntk}
     quantities |= {f"the kernel of {v}": a for v, a in moment.squares.items()}
     for name, values in quantities.items():
         if not np.isfinite(np.asarray(values)).all():

@@ -1,0 +1,57 @@
+"""Which times a march records, and what the others cost: nothing but their kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tp_solver as tp
+from tp_solver.solve.feature import recorded_steps
+from tp_solver.solve.prepare import prepare
+
+TASK = tp.Task(np.random.default_rng(2).standard_normal((4, 5)), [1.0, -1.0, 0.5, -0.5], np.eye(5)[:2])
+THEORY = tp.limit(tp.mlp(depth=2, activation=tp.tanh), tp.muP, tp.GradientDescent(lr=0.3, steps=8))
+
+
+def solved(**options):
+    return tp.solve(THEORY, TASK, 1.0, samples=256, replicates=2, method=tp.March(bias=False, **options))
+
+
+def test_recorded_times_do_not_change_the_run(tmp_path):
+    whole, few = solved(), solved(recorded=(0, 3, 8))
+    assert np.array_equal(whole.f, few.f) and np.array_equal(whole.f_test, few.f_test)
+    for t, s in ((0, 0), (3, 8), (8, 8)):
+        assert few.Phi(1, t, s) == pytest.approx(whole.Phi(1, t, s), rel=1e-12)
+        assert few.G(2, t, s) == pytest.approx(whole.G(2, t, s), rel=1e-12)
+        # observers have met fewer vectors: their directions differ within the tolerance
+        assert few.Phi(2, t, s) == pytest.approx(whole.Phi(2, t, s), abs=0.01)
+    assert few.ntk(3) == pytest.approx(whole.ntk(3), abs=0.02)
+    few.save(tmp_path / "few")
+    again = tp.load(tmp_path / "few")
+    assert np.array_equal(again.Phi(1, 3, 8), few.Phi(1, 3, 8))
+    with pytest.raises(tp.RangeError, match="recorded"):
+        again.ntk(4)
+
+
+def test_unrecorded_times_are_refused():
+    few = solved(recorded=(0, 3, 8))
+    with pytest.raises(tp.RangeError, match=r"0, 3, 8.*March\(recorded"):
+        few.Phi(1, 4, 0)
+    with pytest.raises(tp.RangeError, match="every step up to t"):
+        few.A(1, 3, 0)
+    assert np.isfinite(solved(recorded=range(4)).A(1, 3, 1)).all()
+
+
+def test_long_runs_record_a_few_times_by_themselves():
+    short = prepare(THEORY, TASK)
+    assert recorded_steps(short, None, 8, 1) == frozenset(range(9))
+    assert recorded_steps(short, (0, 4), 8, 3) == {0, 12}
+    many = tp.Task(np.random.default_rng(2).standard_normal((100, 5)), np.ones(100))
+    chosen = recorded_steps(prepare(THEORY, many), None, 1000, 1)
+    assert len(chosen) == 21 and {0, 500, 1000} <= chosen
+
+
+@pytest.mark.parametrize("recorded", [3, "all", (-1, 2), (0.5,)])
+def test_bad_times(recorded):
+    with pytest.raises(tp.InputError, match="recorded"):
+        tp.March(recorded=recorded)
