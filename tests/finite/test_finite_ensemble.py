@@ -147,6 +147,7 @@ RULES = {
     "descent": {},
     "heavy ball": {"momentum": 0.5},
     "decay": {"weight_decay": 0.1},
+    "decay and momentum": {"weight_decay": 0.1, "momentum": 0.5},
     "noise": {"temperature": 0.1, "batches": Batches(2), "schedule": cosine()},
     "everything": {"momentum": 0.5, "weight_decay": 0.1, "temperature": 0.1},
 }

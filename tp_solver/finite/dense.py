@@ -40,12 +40,14 @@ class Numbers(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Inputs with one column per point, labels with one row per point; the test parts may be None."""
+    """Inputs with one column per point, labels with one row per point; the test parts may be None, and the weights p of the points
+    too, where all count alike."""
 
     X: Array
     y: Array
     X_test: Array | None
     y_test: Array | None
+    p: Array | None = None
 
 
 @dataclass(frozen=True)

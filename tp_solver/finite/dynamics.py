@@ -145,8 +145,10 @@ class Rule:
 
 DESCENT = Rule(descent, 1)
 HEAVY_BALL = Rule(heavy_ball, 2, _at_rest)
-LANGEVIN = Rule(langevin, 3)
-LANGEVIN_BALL = Rule(langevin, 4, _at_rest)
+FADING = Rule(langevin, 1)
+FADING_BALL = Rule(langevin, 2, _at_rest)
+LANGEVIN = Rule(langevin, 4)
+LANGEVIN_BALL = Rule(langevin, 5, _at_rest)
 RUNGE_KUTTA = Rule(runge_kutta, 5)
 
 
@@ -257,7 +259,8 @@ def _first_position(net: Net, values: Mapping[str, Array], names: Sequence[str],
 def look(net: Net, sites: int, weights: Weights, base: Base, numbers: Numbers, data: Data) -> Look:
     """Fields and kernels of the nets as they are (``theory/notation.md``, NO.4).
 
-    Backward fields are ``g = gamma0 n^m df_mu/dh_mu`` for one output and ``-gamma0 n^m dLoss/dh_mu`` for several.
+    Backward fields are ``g = gamma0 n^m df_mu/dh_mu`` for one output and ``-gamma0 n^m dLoss/dh_mu`` for several (of the batch, if
+    ``data`` has its weights).
     The tangent kernel is ``K = sum_j gamma0^2 eta_j n^-c_j <df_mu/dw^j, df_nu/dw^j>``, so that gradient flow obeys
     ``df/dt = sum_nu K e_nu`` per unit lr, and gamma0 drops out.
     """
@@ -277,7 +280,12 @@ def look(net: Net, sites: int, weights: Weights, base: Base, numbers: Numbers, d
         if net.outputs == 1:
             signal = {v: each[v][0] for v in names}
         else:
-            slope = jax.grad(lambda shifts: jnp.mean(net.point_loss(predictions(shifts) - base.f, data.y)))(zeros)
+
+            def loss(shifts: dict[str, Array]) -> Array:
+                each = net.point_loss(predictions(shifts) - base.f, data.y)
+                return jnp.mean(each) if data.p is None else jnp.sum(data.p * each)
+
+            slope = jax.grad(loss)(zeros)
             signal = {v: -slope[v] for v in names}
         pre, post = [layer.pre for layer in layers], [layer.post for layer in layers]
         g = numbers.backward * jnp.stack(_rows_of_positions(net, signal, pre, mean=False))

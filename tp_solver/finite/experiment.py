@@ -59,9 +59,12 @@ class Experiment:
         """How the weights move between reported rows."""
         if isinstance(self.training, GradientFlow):
             return dynamics.RUNGE_KUTTA
-        if self.training.weight_decay or self.training.temperature:
-            return dynamics.LANGEVIN_BALL if self.training.momentum else dynamics.LANGEVIN
-        return dynamics.HEAVY_BALL if self.training.momentum else dynamics.DESCENT
+        ball = self.training.momentum > 0
+        if self.training.temperature:
+            return dynamics.LANGEVIN_BALL if ball else dynamics.LANGEVIN
+        if self.training.weight_decay:
+            return dynamics.FADING_BALL if ball else dynamics.FADING
+        return dynamics.HEAVY_BALL if ball else dynamics.DESCENT
 
     @property
     def channels(self) -> int:
@@ -243,13 +246,22 @@ def march(
             jax.block_until_ready(rows)
         now = target
         if len(looks) < len(times):
-            looks.append(look(moving.weights, base, numbers, data))
+            looks.append(look(moving.weights, base, numbers, data._replace(p=_point_weights(experiment, target))))
     # the last row is followed by no update
     last = dynamics.row(net, moving.weights, base, numbers, data)
     series = {name: np.array(values[:, : steps + 1]) for name, values in rows.items()}
     for name, values in last.items():
         series[name][:, steps] = values
     return series, looks
+
+
+def _point_weights(experiment: Experiment, row: int) -> jax.Array | None:
+    """p of the batch of a step; the last row, which no update follows, has that of the last one. None for full batches."""
+    training = experiment.training
+    if not isinstance(training, GradientDescent) or training.batches is None:
+        return None
+    weights = training.batches.point_weights(experiment.task.P, training.steps)
+    return jnp.asarray(weights[min(row, training.steps - 1)], experiment.dtype)
 
 
 def moving_from(experiment: Experiment, width: int, labels: Sequence[int], weights: Weights) -> Moving:

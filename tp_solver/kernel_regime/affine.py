@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from tp_solver.kernel_regime.filters import filter_at, moving, reported_filters
+from tp_solver import checks
+from tp_solver.kernel_regime.filters import filter_at, moving, reported_filters, whole_steps
+from tp_solver.kernel_regime.stepped import stepped_solvers
 from tp_solver.kernel_regime.trajectory import KernelTrajectory, exact_trajectory, point_losses
 from tp_solver.program.losses import Loss, gradient
-from tp_solver.program.training import Training
+from tp_solver.program.training import GradientDescent, Training
 
 
 def is_affine(loss: Loss, outputs: int) -> bool:
@@ -62,15 +65,22 @@ def affine_trajectory(
         covariance: of the initial function, (Pa, Pa), or None for a start at zero.
     """
     points, all_points = len(y), len(kernel)
-    modes = eigenmodes(kernel[:points, :points], _evenly(points))
+    inner = kernel[:points, :points]
     with np.errstate(over="ignore", invalid="ignore"):
-        filters = reported_filters(training, modes.eigenvalues)
-        coefficients = np.einsum("pi,ti,ik->tpk", modes.columns, filters, modes.columns.T @ y, optimize=True)
+        if isinstance(training, GradientDescent) and not training.even:
+            coefficients = np.stack(list(stepped_solvers(inner, training, y)))
+            influences = (kernel[:, :points] @ s for s in stepped_solvers(inner, training, np.eye(points)))
+        else:
+            modes = eigenmodes(inner, _evenly(points))
+            filters = reported_filters(training, modes.eigenvalues)
+            coefficients = np.einsum("pi,ti,ik->tpk", modes.columns, filters, modes.columns.T @ y, optimize=True)
+            reach = kernel[:, :points] @ modes.columns
+            influences = ((reach * g) @ modes.columns.T for g in filters)
         f = np.einsum("ap,tpk->tak", kernel[:, :points], coefficients)
-        shape = (len(filters), all_points, all_points, y.shape[1])
+        shape = (len(coefficients), all_points, all_points, y.shape[1])
         f_cov = np.broadcast_to(0.0, shape)
         if covariance is not None:
-            f_cov = np.broadcast_to(np.stack(list(_propagated(kernel, modes, filters, covariance)))[..., None], shape)
+            f_cov = np.broadcast_to(np.stack(list(_propagated(influences, covariance)))[..., None], shape)
         with jax.enable_x64(True):
             losses = np.asarray(point_losses(training.loss, jnp.asarray(labels), jnp.asarray(f)))
         # the loss is quadratic with unit curvature
@@ -78,12 +88,11 @@ def affine_trajectory(
     return exact_trajectory(f, f_cov, losses, coefficients)
 
 
-def _propagated(kernel: np.ndarray, modes: Eigenmodes, filters: np.ndarray, covariance: np.ndarray) -> Iterator[np.ndarray]:
-    """A C A^T per time, A = 1 - K S acting on the initial function of the training points."""
-    reach = kernel[:, : len(modes.columns)] @ modes.columns
-    for g in filters:
+def _propagated(influences: Iterator[np.ndarray], covariance: np.ndarray) -> Iterator[np.ndarray]:
+    """A C A^T per time, A = 1 - K S acting on the initial function of the training points; ``influences`` are K S, (Pa, P)."""
+    for influence in influences:
         a = np.eye(len(covariance))
-        a[:, : len(modes.columns)] -= (reach * g) @ modes.columns.T
+        a[:, : influence.shape[1]] -= influence
         yield a @ covariance @ a.T
 
 
@@ -93,6 +102,9 @@ def solver_at(kernel: np.ndarray, training: Training, time: float) -> np.ndarray
     Raises:
         InputError: for a time that the rule does not have, or infinity where the training diverges.
     """
+    if isinstance(training, GradientDescent) and not training.even:
+        steps = whole_steps(checks.number("time", time, minimum=0.0, maximum=float(training.steps), hint="a step of the rule"))
+        return next(islice(stepped_solvers(kernel, training, np.eye(len(kernel))), steps, None))
     modes = eigenmodes(kernel, _evenly(len(kernel)))
     return modes.solver(filter_at(training, modes.eigenvalues, time).moved)
 

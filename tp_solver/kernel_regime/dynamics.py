@@ -1,7 +1,8 @@
 """Training in function space: f moves by the constant tangent kernel times the error (``theory/kernel_training.md``).
 
 Discrete time: f(t + 1) = f(t) + K e(t) + momentum (f(t) - f(t - 1)); flow: df/dt = K e; with e = -p dl/df on the training
-points, K all points by training points. The mean over random initial functions is reported with its covariance.
+points, K all points by training points; minibatches and schedules step by step. The mean over random initial functions is reported
+with its covariance.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tp_solver.kernel_regime.covariance import covariance_matrix
 from tp_solver.kernel_regime.filters import whole_steps
 from tp_solver.kernel_regime.sampled import REPLICATES, sampled_trajectory
 from tp_solver.kernel_regime.spectrum import KernelModes, kernel_modes
+from tp_solver.kernel_regime.stepped import require_constant_kernels
 from tp_solver.kernel_regime.trajectory import KernelTrajectory, point_slopes
 from tp_solver.limit.spec import limit_spec
 from tp_solver.program.parameterization import Parameterization
@@ -71,6 +73,7 @@ def dynamics(
     if points > all_points:
         raise InputError("y", f"{points} labels", f"at most {all_points}, the points of the kernel", "training points come first")
     checks.instance("training", training, (GradientDescent, GradientFlow), "a training rule", _RULE)
+    require_constant_kernels(training)
     labels = y
     if y_test is not None:
         held = checks.array("y_test", y_test, ndim=(1, 2), hint="y_test is (Pa - P,) or (Pa - P, K)")
@@ -169,6 +172,7 @@ class KernelDynamics:
 
     def __post_init__(self) -> None:
         checks.instance("training", self.training, (GradientDescent, GradientFlow), "a training rule", _RULE)
+        require_constant_kernels(self.training)
         if isinstance(self.training, GradientDescent) and not isinstance(self.training.lr, float):
             raise InputError("training.lr", self.training.lr, "one number", "KernelDynamics.of(net, ...) takes a rate per matrix")
         object.__setattr__(self, "ntk", covariance_matrix("ntk", self.ntk))
@@ -328,6 +332,10 @@ class KernelDynamics:
         )
         if isinstance(self.training, GradientFlow):
             rule: Training = GradientFlow(value or 1.0, 1, self.training.loss)
+        elif not self.training.even:
+            rule = self.training
+            if whole_steps(value) not in (0, rule.steps):
+                raise InputError("time", value, f"0 or {rule.steps}, the end of the rule", "run() has the steps between")
         else:
             rule = replace(self.training, steps=max(whole_steps(value), 1))
         return dynamics(self.lr * self.ntk, self.y, rule, self.nngp, self.draws, self.seed)

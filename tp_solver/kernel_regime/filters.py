@@ -13,6 +13,7 @@ import numpy as np
 
 from tp_solver import checks
 from tp_solver.errors import InputError
+from tp_solver.kernel_regime.stepped import require_equal_steps
 from tp_solver.program.training import GradientDescent, GradientFlow, Training
 
 CUTOFF = np.finfo(float).eps
@@ -25,7 +26,12 @@ def moving(eigenvalues: np.ndarray) -> np.ndarray:
 
 
 def reported_filters(training: Training, eigenvalues: np.ndarray) -> np.ndarray:
-    """g at every reported time, (T + 1, P)."""
+    """g at every reported time, (T + 1, P).
+
+    Raises:
+        InputError: for rules whose steps differ.
+    """
+    require_equal_steps(training)
     if isinstance(training, GradientFlow):
         return np.stack([_flow(t, eigenvalues) for t in np.linspace(0.0, training.time, training.steps + 1)])
     before, rows = np.zeros_like(eigenvalues), [np.zeros_like(eigenvalues)]
@@ -49,6 +55,7 @@ def filter_at(training: Training, eigenvalues: np.ndarray, time: float) -> Filte
     Raises:
         InputError: for a time that the rule does not have, or infinity where the training diverges.
     """
+    require_equal_steps(training)
     if isinstance(time, float) and time == np.inf:
         return _settled(training, eigenvalues)
     time = checks.number("time", time, minimum=0.0, hint="a number of steps, or a time of gradient flow; math.inf is the end of training")

@@ -18,6 +18,7 @@ from tp_solver.kernel_regime.affine import Eigenmodes, covariance_at, eigenmodes
 from tp_solver.kernel_regime.dynamics import rates_of
 from tp_solver.kernel_regime.filters import edge, filter_at, reported_filters
 from tp_solver.kernel_regime.jacobian import GIB, JacobianKernels, matrix, rated_jacobian_kernels
+from tp_solver.kernel_regime.stepped import require_equal_steps
 from tp_solver.limit.spec import limit_spec
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.statements import Program
@@ -329,6 +330,7 @@ def robust_training(
     checks.instance("parameterization", parameterization, Parameterization, "a Parameterization such as tp.ntk")
     checks.instance("training", training, (GradientDescent, GradientFlow), "a training rule", "tp.GradientFlow(time=60, steps=60)")
     checks.instance("task", task, Task, "a Task such as tp.Task(X, y)")
+    require_equal_steps(training)
     penalty = checks.number("penalty", penalty, minimum=0.0)
     gamma0 = checks.number("gamma0", gamma0, minimum=0.0)
     y, _ = task.targets(training.loss)

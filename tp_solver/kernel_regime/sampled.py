@@ -15,6 +15,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from tp_solver.errors import BudgetError
+from tp_solver.kernel_regime.stepped import steps_of
 from tp_solver.kernel_regime.trajectory import KernelTrajectory, exact_trajectory, first_bad, last_good, point_losses, point_slopes, split
 from tp_solver.program.losses import Loss
 from tp_solver.program.training import GradientDescent, GradientFlow, Training
@@ -119,24 +120,36 @@ def _report(loss: Loss, reach: jax.Array, labels: jax.Array, state: jax.Array) -
     return jnp.mean(state, axis=0), second, jnp.mean(point_losses(loss, labels, f), axis=0)
 
 
-def _velocity(loss: Loss, reach: jax.Array, y: jax.Array, state: jax.Array) -> jax.Array:
-    """K e for the points and e for the coefficients, with e = -(1/P) dl/df."""
-    return -jnp.einsum("ap,npk->nak", reach, point_slopes(loss, y, state))
+def _velocity(loss: Loss, reach: jax.Array, y: jax.Array, state: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
+    """K e for the points and e for the coefficients, with e = -(1/P) dl/df, times weights (P,)."""
+    return -jnp.einsum("ap,npk->nak", reach * weights, point_slopes(loss, y, state))
 
 
 @partial(jax.jit, static_argnums=0)
 def _step(
-    loss: Loss, momentum: float, reach: jax.Array, y: jax.Array, labels: jax.Array, state: jax.Array, last: jax.Array
+    loss: Loss,
+    numbers: tuple[float, float, jax.Array],
+    reach: jax.Array,
+    y: jax.Array,
+    labels: jax.Array,
+    state: jax.Array,
+    velocity: jax.Array,
 ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
-    """The next state, the move to it, and the report of the present one."""
-    move = _velocity(loss, reach, y, state) + momentum * last
-    return state + move, move, _report(loss, reach, labels, state)
+    """The next state, the velocity that leads to it, and the report of the present one.
+
+    ``numbers``: momentum, factor of the learning rate, and P p (P,).
+    """
+    momentum, factor, weights = numbers
+    velocity = _velocity(loss, reach, y, state, weights) + momentum * velocity
+    return state + factor * velocity, velocity, _report(loss, reach, labels, state)
 
 
 def _descent(training: GradientDescent, reach: jax.Array, y: jax.Array, labels: jax.Array, state: jax.Array) -> Rows:
-    last, rows = jnp.zeros_like(state), []
-    for _ in range(training.steps + 1):
-        state, last, row = _step(training.loss, training.momentum, reach, y, labels, state, last)
+    velocity, rows = jnp.zeros_like(state), []
+    last = (0.0, np.ones(len(y)))
+    for factor, weights in (*steps_of(training, len(y)), last):
+        numbers = (training.momentum, float(factor), jnp.asarray(weights))
+        state, velocity, row = _step(training.loss, numbers, reach, y, labels, state, velocity)
         rows.append(row)
     return tuple(np.stack([np.asarray(v) for v in part]) for part in zip(*rows, strict=True))
 

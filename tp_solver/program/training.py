@@ -80,6 +80,11 @@ class GradientDescent:
         """Momentum, weight decay and noise."""
         return Update(self.momentum, self.weight_decay, self.temperature)
 
+    @property
+    def even(self) -> bool:
+        """Whether all steps are alike: full batches at one learning rate."""
+        return self.batches is None and self.schedule == CONSTANT
+
     def rates(self, program: Program) -> dict[str, float]:
         """The learning rate of every matrix; a bias takes the rate of the weight that precedes it in the program."""
         return assign_rates(self.lr, program)
@@ -120,6 +125,11 @@ class GradientFlow:
         object.__setattr__(self, "time", checks.number("time", self.time, above=0.0))
         object.__setattr__(self, "steps", checks.integer("steps", self.steps, minimum=1))
         _check_loss(self.loss)
+
+    @property
+    def even(self) -> bool:
+        """Full batches at one rate: always."""
+        return True
 
     def refined(self, substeps: int) -> GradientDescent:
         """Gradient descent whose small-step limit this flow is: ``substeps`` Euler steps per reported interval."""

@@ -112,8 +112,8 @@ def _able(theory: LimitEquations, method: Method) -> Method:
         ("momentum", training.momentum, (March, Linear, KernelRegime)),
         ("weight_decay", training.weight_decay, (March, Linear)),
         ("temperature", training.temperature, (March,)),
-        ("batches", training.batches or 0, (March, Linear)),
-        ("schedule", 0 if training.schedule == CONSTANT else training.schedule, (March, Linear)),
+        ("batches", training.batches or 0, (March, Linear, KernelRegime)),
+        ("schedule", 0 if training.schedule == CONSTANT else training.schedule, (March, Linear, KernelRegime)),
     ):
         if value and not isinstance(method, able):
             raise InputError(

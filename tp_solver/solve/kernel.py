@@ -25,6 +25,9 @@ from tp_solver.program.training import GradientDescent, GradientFlow, Training
 from tp_solver.solve.machine import loss_and_error
 from tp_solver.solve.solution import Fields, Solution, Status
 
+RUNAWAY = 1e8
+"""Growth of the loss that counts as divergence where steps differ, so that no critical rate tells."""
+
 
 @dataclass(frozen=True, eq=False)
 class StaticKernels:
@@ -179,8 +182,10 @@ def _stability(theory: LimitEquations, kernel: np.ndarray, ntk: np.ndarray) -> d
 
 def _ending(training: Training, trajectory: KernelTrajectory, details: Mapping[str, Any], affine: bool) -> tuple[Status, str]:
     """How the run ended. Above the critical rate squared error diverges, however few steps were asked for."""
-    bad, over = trajectory.first_bad, details.get("lr_over_critical", 0.0)
+    bad, over = trajectory.first_bad, details.get("lr_over_critical", 0.0) if training.even else 0.0
     parts = []
+    if not training.even and bad is None and trajectory.loss[-1] > RUNAWAY * max(1.0, trajectory.loss[0]):
+        return Status.DIVERGED, f"the loss has grown to {trajectory.loss[-1]:.3g}; {Status.DIVERGED.advice}"
     if over > 1 + 1e-9:
         assert isinstance(training, GradientDescent)
         parts.append(f"lr is {over:.4g} times the critical rate {_shown(details['critical_lr'])}")
@@ -210,7 +215,16 @@ def _error_moments(theory: LimitEquations, task: Task, trajectory: KernelTraject
     with jax.enable_x64(True):
         flat = trajectory.f.reshape(-1, y.shape[1])
         _, error = loss_and_error(theory.training.loss, jnp.asarray(flat), jnp.asarray(np.tile(y, (len(trajectory.f), 1))))
-    covariance = trajectory.f_cov[:, :P, :P].sum(axis=-1) / P**2
+    p = _weights(theory.training, P)
+    covariance = trajectory.f_cov[:, :P, :P].sum(axis=-1) * p[:, :, None] * p[:, None]
     if not isinstance(theory.training.loss, SquaredError):
         covariance = np.where(covariance == 0, 0.0, np.nan)
-    return np.asarray(error).reshape(trajectory.f.shape) / P, covariance
+    return np.asarray(error).reshape(trajectory.f.shape) * p[..., None], covariance
+
+
+def _weights(training: Training, points: int) -> np.ndarray:
+    """p_mu of all times, (T + 1, P); the last time, which no update follows, has those of the last update, as in the march."""
+    if isinstance(training, GradientFlow):
+        return np.full((training.steps + 1, points), 1 / points)
+    p = training.point_weights(points)
+    return np.concatenate([p, p[-1:]])
