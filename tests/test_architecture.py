@@ -31,6 +31,7 @@ FLOORS = {
     "storage": {"errors", "checks", "program", "finite"},
     "kernel_regime": {"errors", "checks", "symbols", "elementwise", "numerics", "program", "limit"},
     "solve": {"errors", "checks", "symbols", "elementwise", "numerics", "program", "limit", "kernel_regime", "storage"},
+    "sweeps": {"errors", "checks", "symbols", "program", "limit", "finite", "solve", "storage", "restore", "plot"},
 }
 """What each floor may import besides itself; the files on top (compare, plot, report, cli) may import everything."""
 
