@@ -51,7 +51,7 @@ def sweep_figure(axes: Sequence[Axis], lines: Sequence[Line], x: int, y: int | N
     from matplotlib.figure import Figure
 
     with style():
-        figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+        figure = Figure(figsize=(9.6, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
         _curves(left, axes, lines, x, y, loss)
         others = [a.name for k, a in enumerate(axes) if k not in (x, y) and len(a.labels) > 1]
@@ -82,7 +82,7 @@ def _curves(ax: Axes, axes: Sequence[Axis], lines: Sequence[Line], x: int, y: in
     if y is not None:
         few = _some(len(axes[y].labels), len(DASHES)) if len(axes[y].labels) <= len(DASHES) else []
         handles += [Line2D([], [], color="0.3", linestyle=DASHES[k], label=f"{axes[y].name} = {axes[y].labels[k]}") for k in few]
-    ax.legend(handles=handles, fontsize=7)
+    ax.legend(handles=handles, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
     ax.set_xlabel("training time (rate x steps)" if lines[0].flow else "training time (steps)")
     ax.set_ylabel("test loss" if loss == "loss_test" else "training loss")
     ax.margins(x=0.01)

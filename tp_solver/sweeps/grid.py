@@ -162,6 +162,8 @@ def _axis_of_list(name: str, values: list[Any]) -> Axis:
 def _label(value: Any) -> str:
     if isinstance(value, (float, np.floating)):
         return repr(float(value)).removesuffix(".0")
+    if isinstance(value, (tuple, list, np.ndarray)) and len(value) > 0:
+        return ", ".join(map(_label, value))
     text = getattr(value, "name", None)
     text = text if isinstance(text, str) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,9 @@ class EnsembleRun:
     """Train finite nets on a task: the arguments of :func:`tp_solver.simulate`.
 
     Args:
-        net, parameterization, training, task, gamma0, widths, seeds, centred, times, seed, dtype, memory: as for
+        net, parameterization, training, task, gamma0, seeds, centred, times, seed, dtype, memory: as for
             :func:`tp_solver.simulate`.
+        widths: as there, or a single one.
 
     Raises:
         TPError: naming the argument.
@@ -119,13 +120,14 @@ class EnsembleRun:
 
     def __post_init__(self) -> None:
         _check_subject(self)
+        widths = self.widths if isinstance(self.widths, Iterable) else (self.widths,)
         checked = prepare(
             self.net,
             self.parameterization,
             self.training,
             self.task,
             self.gamma0,
-            self.widths,
+            widths,
             self.seeds,
             self.centred,
             self.seed,
