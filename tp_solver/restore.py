@@ -9,6 +9,7 @@ import numpy as np
 
 from tp_solver import checks
 from tp_solver.errors import FileFormatError, TPError
+from tp_solver.extrapolate import ExtrapolatedKernels
 from tp_solver.finite.ensemble import Ensemble, from_arrays
 from tp_solver.limit.derive import limit
 from tp_solver.limit.equations import LimitEquations
@@ -26,6 +27,7 @@ from tp_solver.storage import LOADERS, Record, read_record, stored_task
 KernelReader = Callable[[Mapping[str, np.ndarray], LimitEquations, Task, float], Kernels]
 
 KERNEL_READERS: dict[str, KernelReader] = {
+    "ExtrapolatedKernels": ExtrapolatedKernels.from_arrays,
     "MarchedKernels": MarchedKernels.from_arrays,
     "StaticKernels": StaticKernels.from_arrays,
     "StoredKernels": StoredKernels.from_arrays,

@@ -134,6 +134,7 @@ def test_an_interrupt_before_the_first_state(monkeypatch):
 
 def test_every_status_has_an_advice():
     names = {"completed", "converged", "max_iterations", "stalled", "diverged", "nonfinite", "lost_psd", "rank_saturated", "interrupted"}
+    names |= {"poor_fit"}
     assert {str(s) for s in tp.Status} == names and all(s.advice for s in tp.Status)
 
 

@@ -27,6 +27,7 @@ class Status(StrEnum):
     LOST_PSD = "lost_psd"
     RANK_SATURATED = "rank_saturated"
     INTERRUPTED = "interrupted"
+    POOR_FIT = "poor_fit"
 
     @property
     def advice(self) -> str:
@@ -44,6 +45,7 @@ _ADVICE = {
     Status.LOST_PSD: "raise samples: a kernel lost positive semi-definiteness",
     Status.RANK_SATURATED: "raise samples or the tolerance: there are too few samples for the directions kept",
     Status.INTERRUPTED: "solve again; the record holds the steps done so far",
+    Status.POOR_FIT: "leave out the narrowest nets or simulate wider ones: what is left of the fit in 1/N is more than chance",
 }
 SUCCESSES = (Status.COMPLETED, Status.CONVERGED)
 
