@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from tp_solver import checks
@@ -25,6 +27,7 @@ def solve(
     seed: int = 0,
     method: str | Method | None = None,
     progress: bool | None = None,
+    checkpoint: Any = None,
 ) -> Solution:
     """Solve the limiting equations on a task, at infinite width.
 
@@ -38,6 +41,8 @@ def solve(
         method: "march" (default where features are learned), "fixed_point", "linear", "kernel" (default in the kernel
             regime), or a record with options such as ``March(tol=1e-3)``.
         progress: show a progress bar on stderr; None shows one in a terminal.
+        checkpoint: a folder in which the runs of a march are kept: the same call after a crash, an interrupt or in another process
+            goes on from there, to the same bits. Files are named by all inputs, so that solves may share a folder; delete them at will.
 
     Returns:
         The solution; ``status`` says how it ended. A diverging run is no error: it is reported, with the last good state.
@@ -65,11 +70,16 @@ def solve(
             "numbers for all coefficients",
             "net.bind({symbol: value})",
         )
+    if checkpoint is not None:
+        if not isinstance(chosen, March):
+            raise InputError("checkpoint", checkpoint, f"None for method {chosen.name!r}", "only marches are kept")
+        if not isinstance(checkpoint, (str, os.PathLike)) or not str(checkpoint) or not Path(checkpoint).is_dir():
+            raise InputError("checkpoint", checkpoint, "an existing folder", "create it first; runs are kept there and found again")
     with watched(progress) as tick:
         if isinstance(chosen, March):
             from tp_solver.solve.feature import solve_march
 
-            return solve_march(theory, task, gamma0, samples, replicates, seed, chosen, tick)
+            return solve_march(theory, task, gamma0, samples, replicates, seed, chosen, checkpoint, tick)
         if isinstance(chosen, Linear):
             from tp_solver.solve.feature import solve_linear
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from tp_solver.limit.equations import LimitEquations
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientFlow
+from tp_solver.solve.checkpoint import Checkpoint, checkpoints
 from tp_solver.solve.layout import Home
 from tp_solver.solve.marched import MarchedKernels, final_ranks
 from tp_solver.solve.methods import Linear, March
@@ -25,7 +27,15 @@ Tick = Callable[[int, float, int], None]
 
 
 def solve_march(
-    theory: LimitEquations, task: Task, gamma0: float, samples: int, replicates: int, seed: int, method: March, tick: Tick
+    theory: LimitEquations,
+    task: Task,
+    gamma0: float,
+    samples: int,
+    replicates: int,
+    seed: int,
+    method: March,
+    folder: Any,
+    tick: Tick,
 ) -> Solution:
     """Replicated marches; standard errors hold the scatter, the finite-sample bias, the truncation and the step size
     (``theory/limit_operator.md``, LO.7)."""
@@ -35,6 +45,8 @@ def solve_march(
     keep = method.times if method.times is not None else (0, steps)
     few = min(2, replicates)
     capacity: dict[Home, int] | None = None
+    options = {"dtype": method.dtype, "times": method.times, "recorded": method.recorded}
+    kept = checkpoints(folder, theory, task, gamma0, options)
 
     def runs(count: int, samples: int, tol: float, substeps: int) -> Runs[Trajectory]:
         nonlocal capacity
@@ -53,6 +65,7 @@ def solve_march(
                 prepared.test_inputs,
                 frozenset(t * stride for t in keep),
                 recorded_steps(prepared, method.recorded, steps, stride),
+                kept.of({"seed": seed, "replicate": k, "samples": samples, "tol": tol, "substeps": substeps}),
                 tick,
             )
             capacity = dict(trajectory.capacity)
@@ -61,7 +74,7 @@ def solve_march(
                 break
         return Runs(tuple(out), stride)
 
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         fine = method.substeps * 2 if flow else 1
         prepared = prepared_in_steps(theory, task, fine)
         main = runs(replicates, samples, tol, fine)
@@ -113,11 +126,12 @@ def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Line
             prepared.test_inputs,
             frozenset((0, steps * stride)),
             frozenset(range(steps * stride + 1)),
+            Checkpoint(None),
             tick,
         )
         return Runs((trajectory,), stride)
 
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         fine = method.substeps * 2 if flow else 1
         prepared = prepared_in_steps(theory, task, fine)
         main = runs(fine)

@@ -12,6 +12,8 @@ import numpy as np
 from tp_solver.errors import RangeError
 from tp_solver.numerics.basis import Basis
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
+from tp_solver.solve.checkpoint import Checkpoint
+from tp_solver.solve.journal import Journal, Midway
 from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home, Layout
 from tp_solver.solve.march import (
     LADDER,
@@ -109,92 +111,98 @@ def march(
     test_inputs: tuple[np.ndarray, np.ndarray] | None,
     keep: frozenset[int],
     recorded: frozenset[int],
+    checkpoint: Checkpoint,
     tick: Callable[[int, float, int], None],
 ) -> Trajectory:
     """Step through all updates of the course; a step that needs more room is repeated with more.
 
     ``test_inputs`` are coordinates (P_new, r) and squared norms (P_new,) outside the training inputs; ``keep`` are the times whose
-    samples are kept, ``recorded`` those whose kernels and responses are.
+    samples are kept, ``recorded`` those whose kernels and responses are. The run goes on from its checkpoint, if there is one.
     """
     dtype = batch.x.dtype
     steps, stream = len(course.p), _stream(source)
-    capacity = dict(capacity)
-    state = _fresh(columns, source, capacity, course.carries, dtype)
-    moments: list[Moment] = []
-    records: dict[int, Moment] = {}
     light = replace(setting, recording=False)
-    new: list[np.ndarray] = []
-    fields: dict[int, Mapping[str, np.ndarray]] = {}
     points: NewPoints | None = None
     failure: Failure | None = None
-    last, held = state, {h: 0 for h in capacity}
-    t = 0
-    while t <= steps:
-        before = None
+    now = checkpoint.load(setting.plan) or _start(columns, source, capacity, course, dtype)
+    while now.t <= steps:
+        t, journal, before = now.t, now.journal, None
         try:
             wanted = setting if t in recorded or t in keep else light
-            before, after, moment = step(wanted, state, batch, course.at(t, stream, dtype))
+            before, after, moment = step(wanted, now.state, batch, course.at(t, stream, dtype))
             used = ranks(after)
         except KeyboardInterrupt:
             failure = Failure(Status.INTERRUPTED, "Ctrl-C", t)
-            last = last if before is None else _restored(last, before, held)
+            now = now if before is None else replace(now, last=_restored(now.last, before, now.held))
             break
-        if any(used[h] > capacity[h] for h in capacity):  # directions were lost: start again with more room
-            capacity = roomier(capacity, used)
-            state, moments, records, new, fields, t, points = (
-                _fresh(columns, source, capacity, course.carries, dtype),
-                [],
-                {},
-                [],
-                {},
-                0,
-                None,
-            )
+        if any(used[h] > now.capacity[h] for h in now.capacity):  # directions were lost: start again with more room
+            now, points = _start(columns, source, roomier(now.capacity, used), course, dtype), None
             continue
         loss = float(moment.loss)
-        failure = _trouble(moment, t, loss, float(moments[0].loss) if moments else loss)
+        failure = _trouble(moment, t, loss, float(journal.loss[0]) if journal.loss else loss)
         if failure:
-            last = _restored(last, before, held)
+            now = replace(now, last=_restored(now.last, before, now.held))
             break
+        new = None
         if test_inputs is not None:
             if points is None:
-                points = new_points(columns, *test_inputs, source, _sites(state), dtype)
+                points = new_points(columns, *test_inputs, source, _sites(before), dtype)
             placed = points if course.static else at_time(points, _growth(course, t))
-            new.append(np.asarray(predict(setting, before, moment.met, placed, batch.gamma0)))
-        if moment.record is not None:
-            if t in keep:
-                fields[t] = {k: np.asarray(v) for k, v in moment.record.fields.items()}
-            records[t] = moment._replace(record=moment.record._replace(fields={}))
-        moments.append(moment._replace(record=None, squares={}))
-        state, last, held = after, before, used
-        if t == steps:
-            break
-        t += 1
-        if isinstance(source, SampledColumns) and any(capacity[h] - used[h] < MARGIN for h in capacity):
+            new = np.asarray(predict(setting, before, moment.met, placed, batch.gamma0))
+        journal.note(t, moment, new, t in keep)
+        state, capacity = after, now.capacity
+        if t < steps and isinstance(source, SampledColumns) and any(capacity[h] - used[h] < MARGIN for h in capacity):
             capacity = roomier(capacity, {h: n if capacity[h] - n >= MARGIN else capacity[h] for h, n in used.items()})
-            state = grown(state, columns, source, capacity, _growth(course, t))
-        try:
-            tick(t, loss, max(used.values()))
-        except KeyboardInterrupt:
-            failure = Failure(Status.INTERRUPTED, "Ctrl-C", t)
+            state = grown(state, columns, source, capacity, _growth(course, t + 1))
+        now = Midway(t + 1, capacity, used, state, before, journal)
+        if t == steps:
+            checkpoint.save(now)
             break
-    found = [m.record for m in records.values() if m.record is not None]
-    final = ranks(last) if moments else {h: 0 for h in capacity}
+        if checkpoint.due:
+            checkpoint.save(now)
+        try:
+            tick(t + 1, loss, max(used.values()))
+        except KeyboardInterrupt:
+            checkpoint.save(now)
+            failure = Failure(Status.INTERRUPTED, "Ctrl-C", t + 1)
+            break
+    return _finished(setting, source, batch, now, test_inputs, failure)
+
+
+def _start(columns: Columns, source: SampledColumns | ExactColumns, capacity: Mapping[Home, int], course: Course, dtype: Any) -> Midway:
+    """Time zero."""
+    hidden = {h: n for h, n in capacity.items() if h.side is not None}
+    observers = {h.basis: n for h, n in capacity.items() if h.side is None}
+    state = initial_state(columns, source, hidden, observers, course.carries, dtype)
+    return Midway(0, dict(capacity), dict.fromkeys(capacity, 0), state, state, Journal())
+
+
+def _finished(
+    setting: Setting,
+    source: SampledColumns | ExactColumns,
+    batch: Batch,
+    now: Midway,
+    test_inputs: tuple[np.ndarray, np.ndarray] | None,
+    failure: Failure | None,
+) -> Trajectory:
+    """The record of a run that is over."""
+    journal = now.journal
+    final = ranks(now.last) if journal.f else dict.fromkeys(now.capacity, 0)
     return Trajectory(
-        f=np.array([m.f for m in moments]).reshape(-1, *batch.y.shape),
-        f_new=np.array(new).reshape(-1, len(test_inputs[0]), batch.y.shape[1]) if test_inputs is not None else None,
-        loss=np.array([m.loss for m in moments]),
-        ntk=np.array([r.ntk for r in found]),
-        identity=np.array([m.identity for m in moments]),
-        recorded=tuple(records),
-        coordinates=_stacked([r.coordinates for r in found], _widths(setting.plan, final)),
-        squares={v: np.array([m.squares[v] for m in records.values()]) for v in (next(iter(records.values())).squares if records else ())},
-        responses=_stacked([r.responses for r in found], _response_widths(setting.plan, final)),
-        fields=fields,
-        state=last,
-        met={m: {k: int(n) for k, n in counts.items()} for m, counts in moments[-1].met.items()} if moments else {},
+        f=np.array(journal.f).reshape(-1, *batch.y.shape),
+        f_new=np.array(journal.new).reshape(-1, len(test_inputs[0]), batch.y.shape[1]) if test_inputs is not None else None,
+        loss=np.array(journal.loss),
+        ntk=np.array([kept["ntk"] for kept in journal.records.values()]),
+        identity=np.array(journal.identity),
+        recorded=tuple(journal.records),
+        coordinates=_stacked(journal.group("coordinates"), _widths(setting.plan, final)),
+        squares={v: np.array(arrays) for v, arrays in journal.group("squares").items()},
+        responses=_stacked(journal.group("responses"), _response_widths(setting.plan, final)),
+        fields=journal.fields,
+        state=now.last,
+        met=journal.met,
         source=source,
-        capacity=capacity,
+        capacity=now.capacity,
         used=final,
         failure=failure,
     )
@@ -223,11 +231,6 @@ def first_capacity(columns: Columns, points: int) -> dict[Home, int]:
     room = next((n for n in LADDER if n >= 4 * points + 20), 4 * points)
     homes = [Home(m, side) for m in columns.plan.hidden for side in ("below", "above")]
     return {h: room for h in (*homes, *(Home(k) for k in columns.plan.observers))}
-
-
-def _fresh(columns: Columns, source: SampledColumns | ExactColumns, capacity: Mapping[Home, int], carries: bool, dtype: Any) -> SiteState:
-    hidden = {h: n for h, n in capacity.items() if h.side is not None}
-    return initial_state(columns, source, hidden, {h.basis: n for h, n in capacity.items() if h.side is None}, carries, dtype)
 
 
 def _growth(course: Course, t: int) -> dict[str, float]:
@@ -264,11 +267,11 @@ def _response_widths(plan: Layout, used: Mapping[Home, int]) -> dict[str, int]:
     return {response_key(s.matrix, s.transpose, s.arg): used[plan.side_of(s).opposite] for s in plan.hidden_products()}
 
 
-def _stacked(parts: list[dict[str, Any]], widths: Mapping[str, int]) -> dict[str, np.ndarray]:
+def _stacked(arrays: Mapping[str, list[np.ndarray]], widths: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Stack over times, the last axis cut or padded to the final rank."""
     out = {}
-    for key in parts[0] if parts else ():
+    for key, parts in arrays.items():
         width = widths[key]
-        arrays = [np.asarray(p[key])[:, :width] for p in parts]
-        out[key] = np.stack([np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays])
+        cut = [a[:, :width] for a in parts]
+        out[key] = np.stack([np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in cut])
     return out

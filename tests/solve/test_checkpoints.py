@@ -1,0 +1,148 @@
+"""Marches that are cut and go on: the same bits, whatever cut them (promises R5 and R15)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tp_solver as tp
+from tp_solver.solve import checkpoint, trajectory
+
+TASK = tp.Task(np.random.default_rng(4).standard_normal((5, 6)), [1.0, -1.0, 0.5, -0.5, 1.0], np.eye(6)[:2], [1.0, -1.0])
+NET = tp.mlp(depth=2, activation=tp.tanh)
+RULES = {
+    "plain": {},
+    "everything": {"momentum": 0.5, "weight_decay": 0.1, "temperature": 0.05, "batches": tp.Batches(2), "schedule": tp.cosine(0.2)},
+}
+OPTIONS = {"samples": 256, "replicates": 2, "method": tp.March(tol=1e-3, recorded=(0, 6, 12))}
+
+
+def solved(rule, folder=None):
+    theory = tp.limit(NET, tp.muP, tp.GradientDescent(lr=0.4, steps=12, **RULES[rule]))
+    return tp.solve(theory, TASK, 1.2, checkpoint=folder, **OPTIONS)
+
+
+@pytest.fixture(scope="module", params=RULES)
+def whole(request):
+    """A rule, its uninterrupted solution, and how many steps that took."""
+    begun, original = [], trajectory.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trajectory, "step", lambda *arguments: begun.append(1) or original(*arguments))
+        return request.param, solved(request.param), len(begun)
+
+
+def assert_same_bits(one, two):
+    assert one.status is two.status and one.message == two.message
+    for name in ("f", "f_test", "loss", "loss_test"):
+        assert np.array_equal(getattr(one, name), getattr(two, name))
+        assert np.array_equal(one.stderr(name), two.stderr(name))
+    for t, s in ((0, 6), (12, 12)):
+        assert np.array_equal(one.Phi(1, t, s), two.Phi(1, t, s)) and np.array_equal(one.G(2, t, s), two.G(2, t, s))
+    assert np.array_equal(one.ntk(6), two.ntk(6))
+    assert np.array_equal(one.fields(1, 12).h, two.fields(1, 12).h)
+    assert np.array_equal(one.predict(TASK.X[:2] / 2)[0], two.predict(TASK.X[:2] / 2)[0])
+    assert one.details == two.details
+
+
+@pytest.mark.parametrize("cut", [1, 9, 20, 30])
+def test_an_interrupted_solve_goes_on(whole, cut, tmp_path, monkeypatch):
+    """Ctrl-C after a number of steps: in the first replicate, in the second, among the runs that estimate errors."""
+    rule, expected, steps = whole
+    begun, original = [], trajectory.step
+
+    def signalled(*arguments):
+        begun.append(1)
+        if len(begun) == cut:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(trajectory, "step", signalled)
+        assert solved(rule, tmp_path).status is tp.Status.INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert_same_bits(solved(rule, tmp_path), expected)
+    assert len(begun) == steps  # nothing was done twice
+    assert_same_bits(solved(rule, tmp_path), expected)
+    assert len(begun) == steps  # finished runs are read, not run
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {folder!r})
+from tp_solver.solve import checkpoint
+checkpoint.SECONDS = 0.0
+from test_checkpoints import solved
+print("ready", flush=True)
+solved("everything", {kept!r})
+"""
+
+
+def test_a_killed_process_loses_nothing_that_was_written(tmp_path):
+    script = KILLED.format(folder=str(Path(__file__).parent), kept=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("march-*.npz"))) < 2 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert list(tmp_path.glob("march-*.npz"))
+    assert_same_bits(solved("everything", tmp_path), solved("everything"))
+
+
+def test_files_of_other_solves_are_left_alone(tmp_path):
+    solved("plain", tmp_path)
+    names = set(tmp_path.iterdir())
+    theory = tp.limit(NET, tp.muP, tp.GradientDescent(lr=0.4, steps=12))
+    other = tp.solve(theory, TASK, 1.3, checkpoint=tmp_path, **OPTIONS)
+    assert len(set(tmp_path.iterdir())) == 2 * len(names)
+    assert np.array_equal(other.f, tp.solve(theory, TASK, 1.3, **OPTIONS).f)
+
+
+def test_damaged_and_foreign_files_are_answered(tmp_path):
+    solved("plain", tmp_path)
+    victim = sorted(tmp_path.iterdir())[0]
+    content = victim.read_bytes()
+    for damaged in (content[: len(content) // 2], content[:5000] + bytes([content[5000] ^ 1]) + content[5001:], b"nothing"):
+        victim.write_bytes(damaged)
+        with pytest.raises(tp.FileFormatError, match=victim.name):
+            solved("plain", tmp_path)
+    solved("plain").save(victim)
+    with pytest.raises(tp.FileFormatError, match="a solution"):
+        solved("plain", tmp_path)
+
+
+@pytest.mark.parametrize("folder", [3, "", "no/such/folder", __file__])
+def test_bad_folders(folder):
+    with pytest.raises(tp.InputError, match="checkpoint"):
+        solved("plain", folder)
+
+
+def test_other_methods_keep_nothing(tmp_path):
+    with pytest.raises(tp.InputError, match="checkpoint"):
+        tp.solve(tp.limit(NET, tp.ntk, tp.GradientDescent(0.1, 3)), TASK, checkpoint=tmp_path)
+
+
+def test_checkpoints_are_written_in_time(tmp_path, monkeypatch):
+    """Every step where no time may pass, else only the end."""
+    written, original = [], checkpoint.write_record
+
+    def counted(path, record):
+        written.append(int(record.header["t"]))
+        original(path, record)
+
+    monkeypatch.setattr(checkpoint, "write_record", counted)
+    theory = tp.limit(NET, tp.muP, tp.GradientDescent(lr=0.4, steps=3))
+    tp.solve(theory, TASK, 1.0, samples=128, replicates=1, method=tp.March(bias=False), checkpoint=tmp_path)
+    assert written == [4]
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    tp.solve(theory, TASK, 1.1, samples=128, replicates=1, method=tp.March(bias=False), checkpoint=tmp_path)
+    assert written == [4, 1, 2, 3, 4]
