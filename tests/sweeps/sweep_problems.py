@@ -19,8 +19,8 @@ TASK = tp.Task(RNG.standard_normal((3, 2)), [1.0, -1.0, 1.0], RNG.standard_norma
 NET = tp.mlp(depth=1, activation=tp.tanh)
 RULE = tp.GradientDescent(lr=0.1, steps=3)
 NETS = EnsembleRun(NET, tp.muP, RULE, TASK, widths=4, seeds=2)
-THEORY = LimitRun(NET, tp.ntk, RULE, TASK)
-MANY = {"lr": [0.01 * (k + 1) for k in range(20)], "gamma0": [0.5, 1.0, 2.0]}
+THEORY = LimitRun(tp.mlp(depth=1, activation=tp.erf), tp.ntk, RULE, TASK)
+MANY = {"lr": [0.01 * (k + 1) for k in range(12)], "gamma0": [0.5, 1.0, 2.0]}
 
 
 def files(folder: Path) -> dict[str, bytes]:

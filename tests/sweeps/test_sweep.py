@@ -318,3 +318,22 @@ def test_an_interrupted_solve_is_no_result(tmp_path, monkeypatch):
         sweep(THEORY, {"gamma0": [1.0]}, tmp_path / "runs")
     monkeypatch.undo()
     assert sweep(THEORY, {"gamma0": [1.0]}, tmp_path / "runs").results()[0].record.status is Status.COMPLETED
+
+
+def test_an_interrupt_leaves_the_finished_points(tmp_path, monkeypatch, executions):
+    counted = EnsembleRun.execute
+
+    def interrupted(self):
+        if len(executions) == 2:
+            raise KeyboardInterrupt
+        return counted(self)
+
+    monkeypatch.setattr(EnsembleRun, "execute", interrupted)
+    where = tmp_path / "runs"
+    with pytest.raises(KeyboardInterrupt):
+        sweep(NETS, GRID, where)
+    monkeypatch.setattr(EnsembleRun, "execute", counted)
+    assert not list(where.glob(".*"))
+    assert sweep(NETS, GRID, where).status().complete
+    assert len(executions) == 6
+    assert len({run.gamma0 * 10 + run.training.lr for run in executions}) == 6

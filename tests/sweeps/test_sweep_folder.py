@@ -91,7 +91,7 @@ def test_killed_sweeps_go_on_where_they_stopped(tmp_path, uninterrupted, monkeyp
     executed, execute = [], EnsembleRun.execute
     monkeypatch.setattr(EnsembleRun, "execute", lambda self: (executed.append(self), execute(self))[1])
     assert sweep(NETS, MANY, where).status().complete
-    assert len(executed) == 60 - len(held)
+    assert len(executed) == 36 - len(held)
     assert files(where) == uninterrupted
 
 
@@ -105,7 +105,7 @@ def test_fifty_kills_at_random_moments(tmp_path, uninterrupted):
             now = seen(where)
             assert held.items() <= now.items()
             held = now
-            if len(held) == 60 or kills >= 50:
+            if len(held) == 36 or kills >= 50:
                 break
         assert sweep(NETS, MANY, where).status().complete
         assert held.items() <= seen(where).items()

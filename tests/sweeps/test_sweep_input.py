@@ -122,3 +122,14 @@ def test_defaults_and_partial_functions_are_welcome(tmp_path):
     assert len(plan(run, {"gamma0": [1.0, 2.0]}).points) == 2
     assert len(plan(functools.partial(run, lr=0.2), {"gamma0": np.array([1.0, 2.0])}).points) == 2
     assert len(plan(lambda **given: run(**given), {"gamma0": (1, 2), "lr": range(1, 3)}).points) == 4
+
+
+def test_values_of_equal_names_stay_apart():
+    from tp_solver.sweeps.grid import plan
+
+    twins = [tp.Task(TASK.X, TASK.y * k, name="twin") for k in (1, 2, 3)]
+    made = plan(NETS, {"task": twins, "widths": [4, (4, 8)]})
+    assert made.axes[0].labels == ("twin", "twin (2)", "twin (3)")
+    assert made.axes[1].labels == ("4", "4, 8")
+    assert made.label(made.points[-1]) == "task = twin (3), widths = 4, 8"
+    assert [a.numeric for a in made.axes] == [False, False]

@@ -64,7 +64,7 @@ class Folder:
     """Where the points of a sweep lie."""
 
     path: Path
-    _checked: dict[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    _checked: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def opened(cls, path: Any, parameters: tuple[str, ...]) -> Folder:
@@ -104,7 +104,7 @@ class Folder:
         """
         entry = self.path / name
         try:
-            marks = tuple(float(m) for f in (POINT, RECORD) for m in ((entry / f).stat().st_mtime_ns, (entry / f).stat().st_size))
+            marks = tuple(m for f in (POINT, RECORD) for m in ((entry / f).stat().st_mtime_ns, (entry / f).stat().st_size))
             if self._checked.get(name) == marks:
                 return
             point = _mapping(entry / POINT)

@@ -144,12 +144,10 @@ def _listed(grid: Any) -> list[Values]:
 
 
 def _axis(name: str, values: tuple[Any, ...]) -> Axis:
-    labels: list[str] = []
-    for value in values:
-        label = _label(value)
-        again = sum(known.split(" (")[0] == label for known in labels)
-        labels.append(f"{label} ({again + 1})" if again else label)
-    return Axis(name, values, tuple(labels))
+    """Values of equal names are numbered."""
+    texts = [_label(v) for v in values]
+    before = [texts[:k].count(text) for k, text in enumerate(texts)]
+    return Axis(name, values, tuple(f"{text} ({n + 1})" if n else text for text, n in zip(texts, before, strict=True)))
 
 
 def _axis_of_list(name: str, values: list[Any]) -> Axis:
