@@ -9,7 +9,7 @@ import numpy as np
 
 from tp_solver import checks
 from tp_solver.errors import FileFormatError, TPError
-from tp_solver.extrapolate import ExtrapolatedKernels
+from tp_solver.extrapolation import ExtrapolatedKernels
 from tp_solver.finite.ensemble import Ensemble, from_arrays
 from tp_solver.limit.derive import limit
 from tp_solver.limit.equations import LimitEquations

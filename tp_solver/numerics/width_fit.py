@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import stats
+from scipy.special import fdtrc
 
 CHUNK = 2**22
 """Numbers worked on at once."""
@@ -148,7 +148,7 @@ def _check(
 
     Entries of one net go together, so that the sum is no chi^2 variable of as many degrees. Resampled seeds give its mean and
     variance where the fit holds, and Satterthwaite's rule the degrees; the scatter being estimated itself, the ratio is referred to
-    an F distribution whose second degrees are those of the smallest group.
+    an F distribution whose second degrees are those of all the widths' variances.
     """
     widths, terms = powers.shape
     if widths <= terms:
@@ -157,7 +157,8 @@ def _check(
     root = np.sqrt(precision)
     left = np.linalg.svd(root[:, None] * powers)[0][:, terms:].T * root
     nets = sum(design.sizes)
-    gram, observed, largest = np.zeros((nets, nets)), 0.0, max(float(np.abs(v).max(initial=0.0)) for v in flat)
+    gram, observed, dust = np.zeros((nets, nets)), 0.0, 0.0
+    largest = max(float(np.abs(v).max(initial=0.0)) for v in flat)
     for part in _chunks(flat):
         here = [v[:, part] for v in flat]
         noise = np.mean([p * np.var(v, axis=0, ddof=1, dtype=float) / len(v) for p, v in zip(precision, here, strict=True)], axis=0)
@@ -169,15 +170,15 @@ def _check(
         means = np.stack([v.mean(axis=0, dtype=float) for v in here])
         for row in left:
             observed += float(np.sum((row @ means) ** 2))
+            dust += float(np.sum((ROUNDING * np.abs(row) @ np.abs(means)) ** 2))
             influence = influences(design, here, row)
             gram += influence @ influence.T
     if not gram.any():
         return float("nan")
     draws = design.draws(CHECKS, rng)
     chance = np.einsum("bi,ij,bj->b", draws, gram, draws, optimize=True)
-    mean = chance.mean()
-    degrees = 2 * mean**2 / chance.var()
-    return float(stats.f.sf(observed / mean, degrees, sum(design.seeds) - len(design.seeds)))
+    degrees = 2 * chance.mean() ** 2 / chance.var()
+    return float(fdtrc(degrees, sum(design.seeds) - len(design.seeds), observed / max(chance.mean(), dust)))
 
 
 def _chunks(flat: Sequence[np.ndarray]) -> Iterator[slice]:

@@ -140,14 +140,14 @@ class _Nets:
         return [getattr(ens, name)[w] for ens, w in self.parts]
 
 
-def extrapolate(*ensembles: Ensemble, resamples: int = 400, seed: int = 0) -> Solution:
+def extrapolate(*ensembles: Ensemble, resamples: int = 200, seed: int = 0) -> Solution:
     """Estimate the limit N -> infinity from trained nets: value(N) = limit + c/N, fitted by weighted least squares.
 
     An estimate from experiments, not a solution: the better instrument where many points make the limit's rank approach its
-    samples (``theory/limit_operator.md``). ``tp.compare`` sets it beside other nets; beside the very nets that it was made from, the
-    errors are not independent. Every quantity has its own fit, with one set of
-    weights for all its entries, from each width's own variance over seeds (moderated towards one that falls like 1/N, which
-    matters for few seeds). A term d/N^2 is added where four widths or more do not fit without it (p < 0.05).
+    samples (``theory/limit_operator.md``). ``tp.compare`` sets it beside other nets; beside the very nets that it was made from,
+    the errors are not independent. Every quantity has its own fit, with one set of weights for all its entries, from each width's
+    own variance over seeds (moderated towards one that falls like 1/N, which matters for few seeds). A term d/N^2 is added where
+    four widths or more do not fit without it (p < 0.05).
 
     Standard errors are those of a bootstrap over seeds: nets of one ensemble are resampled together over its widths, as they go by
     the same labels, and different ensembles independently. For f and the kernels, which are linear in the nets, the bootstrap's
@@ -163,7 +163,7 @@ def extrapolate(*ensembles: Ensemble, resamples: int = 400, seed: int = 0) -> So
     Args:
         ensembles: what ``tp.simulate`` returned, with at least two widths and four seeds each; several ones of the same run
             serve for different seeds per width, as narrow nets are cheap.
-        resamples: bootstrap samples behind the errors of the losses.
+        resamples: bootstrap samples behind the errors of the losses, at least 100 (200 know an error to 5 %).
         seed: of the bootstrap; the same seed gives the same bits.
 
     Returns:
