@@ -72,6 +72,19 @@ def test_diverged_points_have_no_number(tmp_path):
     done.plot(tmp_path / "figure.png")
 
 
+def test_runaway_losses_leave_the_others_visible(tmp_path):
+    done = sweep(NETS, {"lr": [0.1, 0.2, 300.0], "gamma0": [0.5, 1.0]}, tmp_path / "runs")
+    values = done.table().values
+    start = max(r.record.loss[0, :, 0].mean() for r in done.results())
+    assert values.max() > 1e3 * start
+    curves, map_ = done.plot(tmp_path / "figure.png").axes[:2]
+    lowest = min(r.record.loss[0].mean(axis=0)[r.record.loss[0].mean(axis=0) < 3 * start].min() for r in done.results())
+    assert lowest / 2 < curves.get_ylim()[0] < lowest if curves.get_yscale() == "log" else curves.get_ylim()[0] == 0
+    assert curves.get_ylim()[1] == pytest.approx(3 * start)
+    assert map_.images[0].norm.vmax == pytest.approx(3 * start)
+    np.testing.assert_allclose(map_.images[0].get_array(), values.T)
+
+
 def test_one_call_draws_curves_and_a_heat_map(swept, tmp_path):
     figure = swept.plot(tmp_path / "phases.png", "loss", x="lr", y="gamma0")
     assert (tmp_path / "phases.png").stat().st_size > 5000

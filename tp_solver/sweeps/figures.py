@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 SHADES = "plasma_r"
 DASHES: Any = ("-", "--", ":", "-.")
+RUNAWAY = 3.0
+"""Losses above this many times the largest initial one have run away: scales end there, so that the others stay visible."""
+WORDS = {"loss": "training loss", "loss_test": "test loss", "accuracy": "training accuracy", "accuracy_test": "test accuracy"}
 CELLS = 64
 """Heat maps of more cells show no numbers."""
 
@@ -55,11 +58,12 @@ def sweep_figure(axes: Sequence[Axis], lines: Sequence[Line], x: int, y: int | N
         left, right = figure.subplots(1, 2)
         _curves(left, axes, lines, x, y, loss)
         others = [a.name for k, a in enumerate(axes) if k not in (x, y) and len(a.labels) > 1]
-        title = f"{quantity} at the last step" + (f", mean over {', '.join(others)}" if others else "")
+        named = WORDS.get(quantity, quantity)
+        title = f"{named} at the last step" + (f", mean over {', '.join(others)}" if others else "")
         if y is None:
-            _profile(right, axes[x], lines, x, quantity)
+            _profile(right, axes[x], lines, x, named)
         else:
-            _map(right, axes, lines, x, y, quantity)
+            _map(right, axes, lines, x, y, named, _ceiling(lines) if quantity == loss else np.inf)
         right.set_title(title)
     return figure
 
@@ -70,21 +74,30 @@ def _curves(ax: Axes, axes: Sequence[Axis], lines: Sequence[Line], x: int, y: in
 
     count = len(axes[x].labels)
     shades = matplotlib.colormaps[SHADES](np.linspace(0.15, 0.88, count) if count > 1 else [0.5])
+    few = _some(len(axes[y].labels), len(DASHES)) if y is not None and len(axes[y].labels) <= len(DASHES) else []
     for line in lines:
-        dash = DASHES[line.position[y] % len(DASHES)] if y is not None else "-"
-        shown = np.where(np.isfinite(line.loss), line.loss, np.nan)
-        ax.plot(np.linspace(0, line.end, len(shown)), shown, dash, color=shades[line.position[x]], linewidth=1.1, alpha=0.85)
+        dash = DASHES[line.position[y]] if y is not None and few else "-"
+        ax.plot(
+            np.linspace(0, line.end, len(line.loss)),
+            np.where(np.isfinite(line.loss), line.loss, np.nan),
+            dash,
+            color=shades[line.position[x]],
+            linewidth=1.1,
+            alpha=0.85,
+        )
     values = np.concatenate([line.loss for line in lines])
-    values = values[np.isfinite(values)]
-    if values.size and values.min() > 0 and values.max() > 10 * values.min():
+    shown, ceiling = values[values <= _ceiling(lines)], _ceiling(lines)
+    wide = shown.size > 0 and shown.min() > 0 and shown.max() > 10 * shown.min()
+    if wide:
         ax.set_yscale("log")
+    if shown.size < np.isfinite(values).sum():
+        ax.set_ylim(shown.min() / 1.5 if wide else min(0.0, shown.min(initial=0.0)), ceiling)
     handles = [Line2D([], [], color=shades[k], label=f"{axes[x].name} = {axes[x].labels[k]}") for k in _some(count, 6)]
     if y is not None:
-        few = _some(len(axes[y].labels), len(DASHES)) if len(axes[y].labels) <= len(DASHES) else []
         handles += [Line2D([], [], color="0.3", linestyle=DASHES[k], label=f"{axes[y].name} = {axes[y].labels[k]}") for k in few]
     ax.legend(handles=handles, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
     ax.set_xlabel("training time (rate x steps)" if lines[0].flow else "training time (steps)")
-    ax.set_ylabel("test loss" if loss == "loss_test" else "training loss")
+    ax.set_ylabel(WORDS[loss])
     ax.margins(x=0.01)
 
 
@@ -103,7 +116,7 @@ def _profile(ax: Axes, axis: Axis, lines: Sequence[Line], x: int, quantity: str)
     ax.set_ylabel(quantity)
 
 
-def _map(ax: Axes, axes: Sequence[Axis], lines: Sequence[Line], x: int, y: int, quantity: str) -> None:
+def _map(ax: Axes, axes: Sequence[Axis], lines: Sequence[Line], x: int, y: int, quantity: str, ceiling: float) -> None:
     from matplotlib.colors import LogNorm, Normalize
 
     columns, rows = axes[x].labels, axes[y].labels
@@ -113,6 +126,8 @@ def _map(ax: Axes, axes: Sequence[Axis], lines: Sequence[Line], x: int, y: int, 
     image = np.array([[_mean(cell) for cell in row] for row in cells])
     known = image[np.isfinite(image)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    beyond = high > ceiling
+    high = max(low, min(high, ceiling))
     top = max(abs(low), abs(high)) or 1.0
     norm = LogNorm(low, high) if low > 0 and high > 30 * low else Normalize(-top, top) if low < 0 < high else Normalize(low, high)
     ax.set_facecolor("0.85")  # cells without a number
@@ -129,9 +144,14 @@ def _map(ax: Axes, axes: Sequence[Axis], lines: Sequence[Line], x: int, y: int, 
     ax.set_xlabel(axes[x].name)
     ax.set_ylabel(axes[y].name)
     ax.spines[:].set_visible(True)
-    bar: Any = ax.figure.colorbar(shown, ax=ax)
+    bar: Any = ax.figure.colorbar(shown, ax=ax, extend="max" if beyond else "neither")
     bar.outline.set_visible(False)
     bar.set_label(quantity)
+
+
+def _ceiling(lines: Sequence[Line]) -> float:
+    starts = [line.loss[0] for line in lines if np.isfinite(line.loss[0])]
+    return RUNAWAY * max(starts) if starts else np.inf
 
 
 def _mean(values: Sequence[float]) -> float:
