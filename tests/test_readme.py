@@ -15,7 +15,9 @@ SMALLER = {
     "steps=200": "steps=4",
     "points=40": "points=6, test=4",
     "task, gamma0=1.0)  ": "task, gamma0=1.0, samples=256)  ",
-    "widths=[128, 512, 2048], seeds=8": "widths=[16, 32], seeds=2, progress=False",
+    "widths=[128, 512, 2048], seeds=8": "widths=[16, 32], seeds=4, progress=False",
+    "train, task, gamma0=gamma0)": "train, task, gamma0=gamma0, samples=64, replicates=1)",
+    '{"gamma0": [0.1, 1, 3], "depth": [1, 2, 3]}': '{"gamma0": [0.5, 1], "depth": [1, 2]}',
 }
 
 
@@ -35,7 +37,7 @@ def test_the_python_runs(tmp_path, monkeypatch, capsys):
     assert "kernel: (1/2 <= q) & (q < 1)" in printed
     assert (tmp_path / "theory_and_nets.png").stat().st_size > 10_000
     assert names["sol"].f.shape == (5, 6)
-    assert names["ens"].f.shape == (2, 2, 5, 6)
+    assert names["ens"].f.shape == (2, 4, 5, 6)
 
 
 def test_fifteen_lines():

@@ -44,6 +44,7 @@ from tp_solver.symbols.notation import T
 
 if TYPE_CHECKING:
     from tp_solver.coordinates import CoordinateCheck, coordinate_check
+    from tp_solver.extrapolation import extrapolate
     from tp_solver.finite.descent import descend
     from tp_solver.finite.empirical import empirical_ntk, empirical_ntk_trace
     from tp_solver.finite.gaussianity import cumulants, mmd2
@@ -82,6 +83,8 @@ if TYPE_CHECKING:
         sample_then_optimise,
     )
     from tp_solver.restore import load
+    from tp_solver.sweeps.runs import EnsembleRun, LimitRun
+    from tp_solver.sweeps.sweep import Sweep, sweep
 
 __version__ = "0.1.0"
 
@@ -98,6 +101,7 @@ __all__ = [
     "CrossEntropy",
     "D",
     "Ensemble",
+    "EnsembleRun",
     "FileFormatError",
     "FiniteNet",
     "FixedPoint",
@@ -109,6 +113,7 @@ __all__ = [
     "KernelRegressor",
     "KernelSet",
     "LimitEquations",
+    "LimitRun",
     "Linear",
     "LinearisedNet",
     "Logistic",
@@ -128,6 +133,7 @@ __all__ = [
     "Solution",
     "SquaredError",
     "Status",
+    "Sweep",
     "T",
     "TPError",
     "TangentKernel",
@@ -154,6 +160,7 @@ __all__ = [
     "empirical_ntk_trace",
     "entrywise",
     "erf",
+    "extrapolate",
     "fixed_point",
     "gelu",
     "global_pool",
@@ -203,6 +210,7 @@ __all__ = [
     "standard",
     "standard_1n",
     "step_decay",
+    "sweep",
     "tanh",
     "train_robustly",
     "train_with_twin",
@@ -252,6 +260,15 @@ _AT_FIRST_USE = {
     "tp_solver.finite.simulate": ("simulate",),
     "tp_solver.finite.twins": ("train_with_twin",),
     "tp_solver.finite.width_scan": ("width_scan",),
+    "tp_solver.extrapolation": ("extrapolate",),
+    "tp_solver.sweeps.runs": (
+        "EnsembleRun",
+        "LimitRun",
+    ),
+    "tp_solver.sweeps.sweep": (
+        "Sweep",
+        "sweep",
+    ),
     "tp_solver.kernel_regime.compute": (
         "KernelSet",
         "kernel_blocks",
