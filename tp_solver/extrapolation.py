@@ -152,9 +152,9 @@ def extrapolate(*ensembles: Ensemble, resamples: int = 200, seed: int = 0) -> So
     Standard errors are those of a bootstrap over seeds: nets of one ensemble are resampled together over its widths, as they go by
     the same labels, and different ensembles independently. For f and the kernels, which are linear in the nets, the bootstrap's
     variance is taken in closed form. +-1.96 of them cover the limit in about 92 % of cases with 16 seeds, 90 % with 8 and 85 %
-    with 4 (measured on Gaussian scatter). ``loss`` and ``loss_test`` are those of the extrapolated f; their noise, and the rise of the loss that noise in f makes,
-    enter their errors. The mean of the nets' losses carries the variance of f as well, which is of order 1/N: extrapolated directly
-    it is a second estimate, in ``details`` and in ``kernels.direct``.
+    with 4 (measured on Gaussian scatter). ``loss`` and ``loss_test`` are those of the extrapolated f; their noise, and the rise of
+    the loss that noise in f makes, enter their errors. The mean of the nets' losses carries the variance of f as well, which is of
+    order 1/N: extrapolated directly it is a second estimate, in ``details`` and in ``kernels.direct``.
 
     The check sums chi^2 of the residuals over widths and entries; its distribution comes from resampled seeds, as entries of one
     net go together. p-values of all fits are in ``details``; the smallest one times their number below 0.01 makes the status
