@@ -69,8 +69,11 @@ class Moments:
         forward = self._forward(s, t)
         if not s.backward:
             return forward
-        backward = self._covariance(s.backward, t.backward)
-        return None if backward is None or forward is None else times(backward, forward)
+        backward = self._parts(s.backward, t.backward)
+        if not backward or forward is None:
+            return None
+        ((factor, covariance),) = backward if len(backward) == 1 else [(1.0, total([scaled(c, a) for c, a in backward]))]
+        return times(covariance, forward, factor)
 
     def _through_mean(self, term: Term, pooled: str, other: Term, first: bool) -> Pairs | None:
         """A term whose adjoint holds a mean of ``z F(h)``, which depends on the other term through F too: read what is averaged."""
@@ -83,7 +86,12 @@ class Moments:
         return _scaled(float(term.factor), _total((_scaled(weight, self._mean(pool, moved, first)), kept)))
 
     def _covariance(self, g: Gaussian, h: Gaussian) -> Pairs | None:
-        return _total(_scaled(c * d, self._atom(v, w)) for v, c in g for w, d in h)
+        return _total(_scaled(c, a) for c, a in self._parts(g, h))
+
+    def _parts(self, g: Gaussian, h: Gaussian) -> list[tuple[float, Pairs]]:
+        """Coefficients and covariances of the atoms that are not independent."""
+        pairs = ((c * d, self._atom(v, w)) for v, c in g for w, d in h)
+        return [(c, a) for c, a in pairs if a is not None]
 
     def _atom(self, a: str, b: str) -> Pairs | None:
         if (a, b) not in self._atoms:

@@ -73,9 +73,9 @@ def scaled(factor: float, moments: Pairs) -> Pairs:
 
 
 @jax.jit
-def times(one: Pairs, two: Pairs) -> Pairs:
-    """Entry by entry."""
-    return Pairs(*(a * b for a, b in zip(one, two, strict=True)))
+def times(one: Pairs, two: Pairs, factor: float) -> Pairs:
+    """A multiple of the product entry by entry, in one pass through memory."""
+    return Pairs(*(factor * a * b for a, b in zip(one, two, strict=True)))
 
 
 @jax.jit
