@@ -110,7 +110,10 @@ def test_chaotic_kernels_are_those_of_the_deep_program():
     np.testing.assert_allclose(found.nngp[0], wanted.nngp, rtol=1e-11)
 
 
-@pytest.mark.parametrize(("activation", "law", "rate"), [(tp.erf, Law.LOGARITHM, -1.06654), (elu, Law.ROOT, -0.40342)], ids=["erf", "elu"])
+@pytest.mark.parametrize(
+    ("activation", "law", "rate"),
+    [pytest.param(tp.erf, Law.LOGARITHM, -1.06654, id="erf"), pytest.param(elu, Law.ROOT, -0.40342, id="elu", marks=pytest.mark.slow)],
+)
 def test_smooth_rates_on_the_edge(activation, law, rate):
     """KD.11: log L / L for a smooth activation, L^(-1/2) where its second derivative jumps; measured beside predicted."""
     edge = tp.edge_of_chaos(activation, 0.2)

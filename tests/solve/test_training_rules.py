@@ -98,7 +98,7 @@ def against_nets(rule, steps, samples, width, seeds):
     return np.sqrt(np.concatenate(squares, axis=1).mean(axis=1))
 
 
-@pytest.mark.parametrize("sigma", [1, 2])
+@pytest.mark.parametrize("sigma", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_start_fades_and_noise_takes_its_place(sigma):
     """Without learning Phi of a linear layer is C(t, s) x.x'/D times its initial scale: march, nets and the printed C."""
     training = tp.GradientDescent(lr=0.2, steps=6, weight_decay=0.5, temperature=0.8)
