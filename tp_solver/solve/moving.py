@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -98,16 +99,18 @@ class Course:
 
     def growth(self, matrix: str, t: int) -> float:
         """Standard deviation of the random part of a matrix at time t over that at the start (zero for a matrix without one)."""
-        return float(np.sqrt(self._variances(matrix)[t]))
+        return float(np.sqrt(self._variances[matrix][t]))
 
     def correlation(self, matrix: str, t: int, s: int) -> float:
         """C(t, s) of the printed equations, s and t in any order."""
         early, late = sorted((t, s))
-        return float(self._variances(matrix)[early] * np.prod(self.pace.keep[matrix][early:late]))
+        return float(self._variances[matrix][early] * np.prod(self.pace.keep[matrix][early:late]))
 
-    def _variances(self, matrix: str) -> np.ndarray:
-        scale = self.scales[matrix]
-        return self.pace.variance(matrix, 1.0, (self.units[matrix] / scale) ** 2 if scale else 0.0)
+    @cached_property
+    def _variances(self) -> dict[str, np.ndarray]:
+        """Per matrix the variance of its random part at all times, relative to the start."""
+        ratios = {m: (self.units[m] / scale) ** 2 if scale else 0.0 for m, scale in self.scales.items()}
+        return {m: self.pace.variance(m, 1.0, ratio) for m, ratio in ratios.items()}
 
 
 def moved(plan: Layout, now: Now, before: Learned, partners: Mapping[str, tuple[jax.Array, jax.Array]], push: Mapping[str, Any]) -> Learned:
