@@ -21,6 +21,7 @@ PACKAGE = ROOT / "tp_solver"
 
 FLOORS = {
     "errors": set(),
+    "figure_style": set(),
     "checks": {"errors"},
     "symbols": {"errors", "checks"},
     "elementwise": {"errors", "checks", "symbols"},
@@ -29,7 +30,7 @@ FLOORS = {
     "limit": {"errors", "checks", "symbols", "program"},
     "finite": {"errors", "checks", "symbols", "elementwise", "numerics", "program"},
     "storage": {"errors", "checks", "program", "finite"},
-    "kernel_regime": {"errors", "checks", "symbols", "elementwise", "numerics", "program", "limit"},
+    "kernel_regime": {"errors", "checks", "figure_style", "symbols", "elementwise", "numerics", "program", "limit"},
     "solve": {"errors", "checks", "symbols", "elementwise", "numerics", "program", "limit", "kernel_regime", "storage"},
     "sweeps": {"errors", "checks", "symbols", "program", "limit", "finite", "solve", "storage", "restore", "plot"},
 }

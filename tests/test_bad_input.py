@@ -163,6 +163,8 @@ TRAINING = {
     "a schedule function, not called": (lambda: tp.GradientDescent(lr=0.1, steps=3, schedule=tp.cosine), "schedule", "cosine"),
     "a schedule below zero": (lambda: tp.GradientDescent(lr=0.1, steps=3, schedule=tp.Schedule("down", 1 - tp.T)), "schedule", "-1"),
     "a schedule that is not finite": (lambda: tp.GradientDescent(lr=0.1, steps=3, schedule=tp.Schedule("x", 1 / tp.T)), "schedule", "inf"),
+    "an imaginary schedule": (lambda: tp.GradientDescent(lr=0.1, steps=3, schedule=tp.Schedule("i", sp.I * tp.T)), "schedule", "I*t"),
+    "a schedule without numbers": (lambda: tp.Schedule("g", sp.Function("g")(tp.T)).values(3), "schedule", "g(t)"),
     "a schedule with a symbol": (lambda: tp.Schedule("q", sp.Symbol("q") * tp.T), "factor", "q"),
     "a warmup of no steps": (lambda: tp.warmup(0), "steps", "0"),
     "a negative end of the cosine": (lambda: tp.cosine(-0.1), "final", "-0.1"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 
 from tp_solver import checks
 from tp_solver.errors import InputError, RangeError
+from tp_solver.figure_style import STYLE
 from tp_solver.finite.ensemble import Ensemble
 from tp_solver.program.training import GradientFlow
 from tp_solver.solve.solution import Solution
@@ -23,22 +24,6 @@ if TYPE_CHECKING:
 
 Record = Solution | Ensemble
 
-STYLE: Mapping[str, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "lines.linewidth": 1.4,
-    "legend.frameon": False,
-    "figure.dpi": 110,
-    "savefig.dpi": 200,
-    "mathtext.fontset": "cm",
-}
 FORMATS = checks.FIGURE_FORMATS
 THEORY = "black"
 WIDTHS = "plasma_r"

@@ -55,3 +55,9 @@ def test_long_runs_record_a_few_times_by_themselves():
 def test_bad_times(recorded):
     with pytest.raises(tp.InputError, match="recorded"):
         tp.March(recorded=recorded)
+
+
+@pytest.mark.parametrize("name", ["recorded", "times"])
+def test_times_after_the_end(name):
+    with pytest.raises(tp.InputError, match=f"{name}: got 9"):
+        solved(**{name: (0, 9)})

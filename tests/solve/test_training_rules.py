@@ -8,6 +8,7 @@ import sympy as sp
 
 import tp_solver as tp
 from tp_solver.program.update import DECAY, MOMENTUM, RATE, TEMPERATURE
+from tp_solver.symbols.equation import Kind
 from tp_solver.symbols.notation import Observable, S, T
 
 GRAM = np.array([[1.0, 0.3, -0.2], [0.3, 0.8, 0.1], [-0.2, 0.1, 1.2]])
@@ -65,6 +66,47 @@ def test_printed_memory_is_the_recursion(rule):
         covariance = np.block([[covariance, row[:, None]], [row, pace.keep["W1"][t] * row[-1] + pace.kick["W1"][t] ** 2]])
     for t, s in ((0, 0), (3, 3), (7, 2), (2, 7), (5, 4)):
         assert number(named.get("C", 1), training, t, s) == pytest.approx(covariance[t, s], rel=1e-12)
+
+
+def defined(theory):
+    """Symbols, and labels of quantities, of the "where" block."""
+    found = [e.lhs for e in theory.equations if e.kind is Kind.DEFINITION]
+    return {q.label if isinstance(q, Observable) else q for q in found}
+
+
+@every_rule
+@pytest.mark.parametrize("lr", [0.3, (0.1, 0.2, 0.3), (0.1, 0.0, 0.3)], ids=["one rate", "rates", "a frozen layer"])
+@pytest.mark.parametrize("parameterization", [tp.muP, tp.ntk], ids=["muP", "ntk"])
+def test_printed_rates_have_values(rule, lr, parameterization):
+    """No symbol of a rate, a momentum, a decay or a memory is left without a definition."""
+    training = tp.GradientDescent(lr=lr, steps=8, **rule)
+    if parameterization is tp.ntk and (training.weight_decay or training.temperature):
+        pytest.skip("refused in the kernel regime")
+    theory = tp.limit(NET, parameterization, training)
+    known = defined(theory)
+    for equation in theory.equations:
+        symbols = {s for s in equation.rhs.free_symbols if str(s).startswith(("eta", "beta", "lambda", "tau"))}
+        labels = {o.label for o in equation.rhs.atoms(Observable) if o.label.startswith(("eta", "kappa", "C"))}
+        assert symbols | labels <= known, equation
+
+
+def test_rates_per_layer_under_a_schedule():
+    """In the kernel regime the printed step is that of the solver: K holds the rates, eta(t) what the schedule makes of all of them."""
+    training = tp.GradientDescent(lr=(0.1, 0.2, 0.3), steps=6, momentum=0.5, schedule=tp.step_decay(2, 0.5))
+    theory = tp.limit(NET, tp.ntk, training)
+    values = {e.lhs: e.rhs for e in theory.equations if e.kind is Kind.DEFINITION and isinstance(e.lhs, sp.Symbol)}
+    factor = next(e.rhs for e in theory.equations if e.key == ("eta",))
+    parts = tp.kernels(NET, tp.ntk, TASK.X, layers=True).parts
+    printed = theory["K"].rhs
+    kernel = sum(float(values[sp.Symbol(f"eta_{m}", nonnegative=True)]) * part for m, part in parts.items())
+    assert {sp.Symbol(f"eta_{m}", nonnegative=True) for m in parts} <= printed.free_symbols
+    f, velocity = np.zeros(3), np.zeros(3)
+    solved = tp.solve(theory, TASK, gamma0=0.0).f
+    for t in range(7):
+        assert solved[t] == pytest.approx(f, abs=1e-12)
+        velocity = 0.5 * velocity + kernel @ (TASK.y - f) / 3  # v(t) = beta v(t - 1) + K e
+        f = f + float(factor.subs(T, t)) * velocity  # f(t + 1) = f(t) + eta(t) v(t)
+    assert "eta(t) v_mu(t)" in str(theory["f"])
 
 
 @pytest.mark.parametrize("name", ["minibatches", "everything"])

@@ -21,7 +21,7 @@ from tp_solver.finite.slopes import Slope, slope
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.statements import Program
 from tp_solver.program.task import Task
-from tp_solver.program.training import GradientDescent, GradientFlow, Training
+from tp_solver.program.training import GradientFlow, Training, require_gradients_alone
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -192,11 +192,7 @@ def train_with_twin(
     from tqdm import tqdm
 
     experiment = prepare(net, parameterization, training, task, gamma0, widths, seeds, centred, seed, dtype)
-    if isinstance(experiment.training, GradientDescent) and (experiment.training.weight_decay or experiment.training.temperature):
-        raise InputError(
-            "training", "weight decay or noise", "a rule that moves weights by their gradients alone",
-            "decay takes weights away from where the twin is linearised: leave both out",
-        )  # fmt: skip
+    require_gradients_alone(experiment.training, "a net with a linearised twin")
     steps = experiment.training.steps
     rows = tuple(sorted({0, steps, *recorded_times(times, steps)}))
     memory = checks.number("memory", memory, above=0.0, hint="memory is a number of bytes, e.g. 2 * 2**30")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tp_solver import checks
+from tp_solver.figure_style import STYLE
 from tp_solver.kernel_regime.depth_rates import DepthRate, Law
 
 if TYPE_CHECKING:
@@ -18,24 +19,7 @@ if TYPE_CHECKING:
     from tp_solver.kernel_regime.depth import DepthAnalysis
     from tp_solver.kernel_regime.phase_diagram import PhaseDiagram
 
-STYLE: Mapping[str, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "lines.linewidth": 1.4,
-    "legend.frameon": False,
-    "figure.dpi": 110,
-    "savefig.dpi": 200,
-    "mathtext.fontset": "cm",
-    "hatch.color": "0.75",
-    "hatch.linewidth": 0.4,
-}
+HATCHED: Mapping[str, Any] = {**STYLE, "hatch.color": "0.75", "hatch.linewidth": 0.4}
 DEPTHS = "viridis"
 """Colour map of correlation lengths: perceptually uniform, long is bright."""
 LINES = "plasma"
@@ -50,7 +34,7 @@ def style() -> Iterator[None]:
     """Defaults of these figures, undone afterwards."""
     import matplotlib
 
-    settings: Any = dict(STYLE)
+    settings: Any = dict(HATCHED)
     with matplotlib.rc_context(settings):
         yield
 

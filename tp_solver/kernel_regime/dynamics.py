@@ -24,12 +24,11 @@ from tp_solver.kernel_regime.covariance import covariance_matrix
 from tp_solver.kernel_regime.filters import whole_steps
 from tp_solver.kernel_regime.sampled import REPLICATES, sampled_trajectory
 from tp_solver.kernel_regime.spectrum import KernelModes, kernel_modes
-from tp_solver.kernel_regime.stepped import require_constant_kernels
 from tp_solver.kernel_regime.trajectory import KernelTrajectory, point_slopes
 from tp_solver.limit.spec import limit_spec
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.statements import Program
-from tp_solver.program.training import GradientDescent, GradientFlow, Training, assign_rates
+from tp_solver.program.training import GradientDescent, GradientFlow, Training, assign_rates, require_gradients_alone
 
 MEMORY = 2**31
 """Bytes that the stored covariances may take."""
@@ -73,7 +72,7 @@ def dynamics(
     if points > all_points:
         raise InputError("y", f"{points} labels", f"at most {all_points}, the points of the kernel", "training points come first")
     checks.instance("training", training, (GradientDescent, GradientFlow), "a training rule", _RULE)
-    require_constant_kernels(training)
+    require_gradients_alone(training, "the kernel regime")
     labels = y
     if y_test is not None:
         held = checks.array("y_test", y_test, ndim=(1, 2), hint="y_test is (Pa - P,) or (Pa - P, K)")
@@ -172,7 +171,7 @@ class KernelDynamics:
 
     def __post_init__(self) -> None:
         checks.instance("training", self.training, (GradientDescent, GradientFlow), "a training rule", _RULE)
-        require_constant_kernels(self.training)
+        require_gradients_alone(self.training, "the kernel regime")
         if isinstance(self.training, GradientDescent) and not isinstance(self.training.lr, float):
             raise InputError("training.lr", self.training.lr, "one number", "KernelDynamics.of(net, ...) takes a rate per matrix")
         object.__setattr__(self, "ntk", covariance_matrix("ntk", self.ntk))

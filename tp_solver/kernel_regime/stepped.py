@@ -8,20 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tp_solver.errors import InputError
-from tp_solver.program.training import GradientDescent, Training
-
-
-def require_constant_kernels(training: Training) -> None:
-    """Refuse rules under which the tangent kernel changes also in the kernel regime.
-
-    Raises:
-        InputError: for weight decay or noise.
-    """
-    if isinstance(training, GradientDescent) and (training.weight_decay or training.temperature):
-        raise InputError(
-            "training", "weight decay or noise in the kernel regime", "weights that keep their start",
-            "they change the kernels over times of order 1/(lr weight_decay): leave them out here",
-        )  # fmt: skip
+from tp_solver.program.training import GradientDescent, Training, require_gradients_alone
 
 
 def require_equal_steps(training: Training) -> None:
@@ -30,7 +17,7 @@ def require_equal_steps(training: Training) -> None:
     Raises:
         InputError: for minibatches, a schedule, weight decay or noise.
     """
-    require_constant_kernels(training)
+    require_gradients_alone(training, "the kernel regime")
     if not training.even:
         raise InputError(
             "training", "minibatches or a schedule", "full batches at one learning rate",

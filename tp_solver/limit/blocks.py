@@ -90,13 +90,14 @@ def kernels(reading: Reading) -> Iterator[Equation]:
     yield from (found[key] for key in sorted(found, key=lambda k: (k[0] == "G", len(k), list(map(str, k)))))
 
 
-def common_eta(reading: Reading, time: sp.Expr | None = None) -> sp.Expr:
-    """The learning rate that all matrices share, at a time where it has one, or 1 where they differ (K then contains them)."""
-    matrices = {str(eta): m for m, eta in reading.eta.items()}
-    if len(matrices) > 1:
-        return sp.S.One
-    (matrix,) = matrices.values()
-    return reading.eta[matrix] if time is None else reading.memory.rate(matrix, time)
+def common_eta(reading: Reading) -> sp.Expr:
+    """The learning rate that all matrices share, or 1 where they differ (K then contains them)."""
+    return next(iter(reading.eta.values())) if reading.memory.shared else sp.S.One
+
+
+def pace(reading: Reading) -> sp.Expr:
+    """What multiplies K in a step: the shared rate, or what a schedule makes of all rates."""
+    return reading.memory.factor(T) if reading.memory.scheduled else common_eta(reading)
 
 
 def tangent_kernel(reading: Reading) -> sp.Expr:

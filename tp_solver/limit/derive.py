@@ -23,7 +23,7 @@ from tp_solver.program.losses import CrossEntropy, gradient
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.schedules import CONSTANT, STEPS
 from tp_solver.program.statements import Program
-from tp_solver.program.training import GradientDescent, GradientFlow, Training
+from tp_solver.program.training import GradientDescent, GradientFlow, Training, require_gradients_alone
 from tp_solver.symbols import activation
 from tp_solver.symbols.equation import Equation, Key, Kind
 from tp_solver.symbols.notation import (
@@ -123,7 +123,7 @@ def _lazy(reading: Reading, training: Training) -> Iterator[Equation]:
     yield from blocks.covariances(reading)
     yield from blocks.response_kernels(reading)
     yield from _initial_output(reading)
-    _refuse_changing_kernels(reading.memory)
+    require_gradients_alone(training, "the kernel regime")
     now, following = _outputs(reading.names, (T,)), _outputs(reading.names, (T + 1,))
     error = Observable("e", (), (NU, C) if reading.names.several else (NU,), (T,))
     pushed = over_points(_tangent(()) * error)
@@ -132,9 +132,9 @@ def _lazy(reading: Reading, training: Training) -> Iterator[Equation]:
         last = Observable("v", (), (MU, C) if reading.names.several else (MU,), (T - 1,))
         velocity = Observable("v", (), (MU, C) if reading.names.several else (MU,), (T,))
         yield Equation(("v",), velocity, reading.memory.carry * last + pushed, Kind.OUTPUT, "The velocity of the output; v(-1) = 0.")
-        moved = blocks.common_eta(reading, T) * velocity
+        moved = blocks.pace(reading) * velocity
     else:
-        moved = blocks.common_eta(reading, T) * pushed + reading.memory.carry * (now - _outputs(reading.names, (T - 1,)))
+        moved = blocks.pace(reading) * pushed + reading.memory.carry * (now - _outputs(reading.names, (T - 1,)))
     yield Equation(("K",), _tangent(()), blocks.tangent_kernel(reading), Kind.OUTPUT, _WHY_K)
     yield Equation(
         ("f",), following, now + moved, Kind.OUTPUT, "Weights move so little that the output is linear in them: K stays what it was."
@@ -208,17 +208,22 @@ def _learning_rates(net: Program, training: Training) -> tuple[dict[str, sp.Expr
         return dict.fromkeys((m.name for m in net.matrices), update.RATE), ()
     values = training.rates(net)
     if len(set(values.values())) == 1 and all(values.values()):
-        return dict.fromkeys(values, update.RATE), (_number("eta", update.RATE, next(iter(values.values())), training),)
+        lr = sp.Float(next(iter(values.values())))
+        constant = Equation(("eta",), update.RATE, lr, Kind.DEFINITION, _WHY_RATE)
+        return dict.fromkeys(values, update.RATE), (constant if training.schedule == CONSTANT else _scheduled(lr, training),)
     symbols = {m: sp.Symbol(f"eta_{m}", nonnegative=True) if v else sp.S.Zero for m, v in values.items()}
-    return symbols, tuple(_number(f"eta_{m}", symbols[m], v, training) for m, v in values.items() if v)
+    numbers = tuple(Equation((f"eta_{m}",), symbols[m], sp.Float(v), Kind.DEFINITION, _WHY_RATE) for m, v in values.items() if v)
+    return symbols, numbers if training.schedule == CONSTANT else (*numbers, _scheduled(sp.S.One, training))
 
 
-def _number(key: str, symbol: sp.Expr, value: float, training: GradientDescent) -> Equation:
-    if training.schedule == CONSTANT:
-        return Equation((key,), symbol, sp.Float(value), Kind.DEFINITION, "The learning rate of the training rule.")
-    over_time = sp.Float(value) * training.schedule.factor.subs(STEPS, training.steps)
-    why = f"The learning rate of the training rule, {training.schedule}."
-    return Equation((key,), Observable(str(symbol), (), (), (T,)), over_time, Kind.DEFINITION, why)
+_WHY_RATE = "The learning rate of the training rule."
+
+
+def _scheduled(lr: sp.Expr, training: GradientDescent) -> Equation:
+    """eta(t): a rate, or one where every matrix has its own, times the factor of the schedule."""
+    over_time = lr * training.schedule.factor.subs(STEPS, training.steps)
+    eta = Observable(str(update.RATE), (), (), (T,))
+    return Equation(("eta",), eta, over_time, Kind.DEFINITION, f"{_WHY_RATE[:-1]}, {training.schedule}.")
 
 
 _MEANINGS = (
@@ -253,14 +258,6 @@ def _require_gaussian_start(net: Program, parameterization: Parameterization, re
                 "temperature", f"noise on the matrix {m.name}, which starts at zero", "matrices that start Gaussian (sigma > 0)",
                 "give it a small sigma, or train without noise",
             )  # fmt: skip
-
-
-def _refuse_changing_kernels(remembered: Memory) -> None:
-    if not remembered.static:
-        raise InputError(
-            "training", "weight decay or noise in the kernel regime", "weights that keep their start",
-            "they change the kernels over times of order 1/(lr weight_decay): use one that learns features, or leave them out",
-        )  # fmt: skip
 
 
 def _errors(names: Names, training: Training) -> Iterator[Equation]:

@@ -43,10 +43,21 @@ class Memory:
         """Whether the random part of a weight stays what it was."""
         return self.decay == 0 and self.temperature == 0
 
+    @property
+    def shared(self) -> bool:
+        """Whether all matrices have the same learning rate."""
+        return len(set(self.rates.values())) == 1
+
+    def factor(self, time: sp.Expr) -> sp.Expr:
+        """What all rates have in common at a step: eta(t), the rate itself where it is shared, else the factor of the schedule."""
+        return Observable(str(update.RATE), (), (), (time,)) if self.scheduled else sp.S.One
+
     def rate(self, matrix: str, time: sp.Expr) -> sp.Expr:
         """The learning rate of a matrix at a step."""
         eta = self.rates[matrix]
-        return Observable(str(eta), (), (), (time,)) if self.scheduled and eta != 0 else eta
+        if not self.scheduled or eta == 0:
+            return eta
+        return self.factor(time) if self.shared else eta * self.factor(time)
 
     def push(self, matrix: str) -> sp.Expr:
         """kappa(t, s), or what it is where a push stays what it was: the rate of step s."""
@@ -93,7 +104,7 @@ class Memory:
         return sp.Sum(kicks * self._kept(matrix, _Q + 1, T) * self._kept(matrix, _Q + 1, S), (_Q, 0, sp.Min(T, S) - 1))
 
     def _named(self, letter: str, matrix: str) -> str:
-        return letter if len(set(self.rates.values())) == 1 else f"{letter}_{matrix}"
+        return letter if self.shared else f"{letter}_{matrix}"
 
     def _kept(self, matrix: str, start: sp.Expr, stop: sp.Expr) -> sp.Expr:
         """Share of a weight that the updates start..stop-1 keep."""

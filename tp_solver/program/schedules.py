@@ -51,9 +51,16 @@ class Schedule:
         Raises:
             InputError: for a factor that is negative or not finite at some step.
         """
-        with np.errstate(all="ignore"):
-            found = sp.lambdify((T, STEPS), self.factor, "numpy")(np.arange(steps, dtype=float), float(steps))
-        values = np.broadcast_to(np.asarray(found, float), (steps,)).copy()
+        try:
+            with np.errstate(all="ignore"):
+                found = np.asarray(sp.lambdify((T, STEPS), self.factor, "numpy")(np.arange(steps, dtype=float), float(steps)))
+        except Exception as error:  # functions without numbers fail in many ways
+            raise InputError(
+                "schedule", self.factor, "an expression that has a number at every step", "use sympy's own functions"
+            ) from error
+        if not (np.issubdtype(found.dtype, np.floating) or np.issubdtype(found.dtype, np.integer)):
+            raise InputError("schedule", self.factor, "a real expression", f"its values are of type {found.dtype}")
+        values = np.broadcast_to(found.astype(float), (steps,)).copy()
         bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
         if len(bad):
             raise InputError(

@@ -142,6 +142,22 @@ class GradientFlow:
 Training = GradientDescent | GradientFlow
 
 
+def require_gradients_alone(training: Training, where: str) -> None:
+    """Refuse weight decay and noise, which change the random part of the weights and with it their kernels.
+
+    Args:
+        where: what they have no place in.
+
+    Raises:
+        InputError: for weight decay or noise.
+    """
+    if isinstance(training, GradientDescent) and (training.weight_decay or training.temperature):
+        raise InputError(
+            "training", f"weight decay or noise in {where}", "a rule that moves weights by their gradients alone",
+            "they change kernels over times of order 1/(lr weight_decay): leave both out, or take a parameterization that learns features",
+        )  # fmt: skip
+
+
 def check_momentum(momentum: Any) -> float:
     """A number in [0, 1): at one nothing would ever come to rest."""
     value = checks.number("momentum", momentum, minimum=0.0, hint="0 is plain gradient descent, 0.9 a common choice")

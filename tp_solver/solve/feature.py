@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tp_solver.errors import ProgramError
+from tp_solver.errors import InputError, ProgramError
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
 from tp_solver.program.task import Task
@@ -42,6 +42,9 @@ def solve_march(
     tol = method.tol if method.tol is not None else min(1e-2, 8 / samples)
     flow = isinstance(theory.training, GradientFlow)
     steps = theory.training.steps
+    for name, given in (("times", method.times), ("recorded", method.recorded)):
+        if given and max(given) > steps:
+            raise InputError(name, max(given), f"times from 0 to {steps}", "times count reported steps; the last one is steps")
     keep = method.times if method.times is not None else (0, steps)
     few = min(2, replicates)
     capacity: dict[Home, int] | None = None
