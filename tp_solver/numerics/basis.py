@@ -1,6 +1,6 @@
 """A growing orthonormal basis of sampled vectors, padded to a fixed capacity so that it can live under jit.
 
-Vectors are rows, shape (P, S); ``<a b> = (1/S) sum_s a_s b_s`` (``theory/limit_operator.md``, LO.3).
+Vectors are rows of site arrays (:mod:`tp_solver.numerics.sites`); ``<a b> = (1/S) sum_s a_s b_s`` (``theory/limit_operator.md``, LO.3).
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tp_solver.numerics.sites import combine, inner, mean
+
 
 class Basis(NamedTuple):
-    """Orthonormal rows (capacity, S), zero beyond ``used``, and the scale that the tolerance refers to.
+    """Orthonormal rows, a site array of ``capacity`` vectors, zero beyond ``used``, and the scale that the tolerance refers to.
 
     ``used`` may exceed the capacity: then directions were lost, and the step that lost them has to be repeated with more
     room (the caller checks).
@@ -23,25 +25,31 @@ class Basis(NamedTuple):
     scale: jax.Array
 
     @staticmethod
-    def empty(capacity: int, sites: int, dtype: jnp.dtype) -> Basis:
-        return Basis(jnp.zeros((capacity, sites), dtype), jnp.zeros((), jnp.int32), jnp.zeros((), dtype))
+    def of(rows: jax.Array) -> Basis:
+        """Without any direction yet, in the room of some zeros."""
+        return Basis(rows, jnp.zeros((), jnp.int32), jnp.zeros((), rows.dtype))
+
+    @property
+    def capacity(self) -> int:
+        """Room for directions."""
+        return self.rows.shape[-2]
 
 
 def coordinates(basis: Basis, vectors: jax.Array) -> jax.Array:
     """Coordinates (P, capacity) of the vectors' projections."""
-    return vectors @ basis.rows.T / vectors.shape[1]
+    return inner(vectors, basis.rows)
 
 
 def extend(basis: Basis, vectors: jax.Array, tol: float) -> tuple[Basis, jax.Array]:
-    """Append the directions of ``vectors`` (P, S) whose squared residual exceeds ``tol`` times their squared scale.
+    """Append the directions of ``vectors``, P rows, whose squared residual exceeds ``tol`` times their squared scale.
 
     The scale is the larger of the present one and a quarter of the first one met, so that vanishing signals bring no noise.
 
     Returns:
         The basis, and the coordinates (P, capacity) of the vectors in it.
     """
-    capacity, sites = basis.rows.shape
-    squares = jnp.mean(vectors * vectors, axis=1)
+    capacity = basis.capacity
+    squares = mean(vectors * vectors)
     present = jnp.max(squares)
     scale = jnp.where(basis.used == 0, present, basis.scale)
     threshold = tol * jnp.maximum(present, 0.25 * scale)
@@ -49,35 +57,35 @@ def extend(basis: Basis, vectors: jax.Array, tol: float) -> tuple[Basis, jax.Arr
     missing = jnp.sum(squares - jnp.sum(c * c, axis=1))
 
     def residual_of(c: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return c, vectors - c @ basis.rows
+        return c, vectors - combine(c, basis.rows)
 
     def twice(c: jax.Array) -> tuple[jax.Array, jax.Array]:
-        c = c + coordinates(basis, vectors - c @ basis.rows)
+        c = c + coordinates(basis, vectors - combine(c, basis.rows))
         return residual_of(c)
 
     def grown(c: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         # one projection leaves an error of eps / sqrt(tol) in the directions: only tight tolerances need a second
         c, residual = jax.lax.cond(tol < 1e-8, twice, residual_of, c)
-        values, directions = jnp.linalg.eigh(residual @ residual.T / sites)
+        values, directions = jnp.linalg.eigh(inner(residual, residual))
         values, directions = values[::-1], directions[:, ::-1]
         keep = values > threshold
         lengths = jnp.sqrt(jnp.where(keep, values, 1.0))
-        return c, (directions / lengths).T @ residual, jnp.where(keep, directions * lengths, 0.0), keep
+        return c, combine((directions / lengths).T, residual), jnp.where(keep, directions * lengths, 0.0), keep
 
     def settled(c: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        P = len(vectors)
+        P = len(squares)
         return c, jnp.zeros_like(vectors), jnp.zeros((P, P), vectors.dtype), jnp.zeros(P, bool)
 
     # the trace bounds the largest residual eigenvalue: below the threshold nothing can be appended
     rounding = 100 * jnp.finfo(vectors.dtype).eps * jnp.sum(squares)
     c, fresh, shares, keep = jax.lax.cond(missing > threshold - rounding, grown, settled, c)
     slots = jnp.where(keep, basis.used + jnp.arange(len(keep)), capacity)
-    rows = basis.rows.at[slots].set(fresh, mode="drop")
+    rows = basis.rows.at[..., slots, :].set(fresh, mode="drop")
     c = c.at[:, slots].set(shares, mode="drop")
     return Basis(rows, basis.used + jnp.sum(keep, dtype=jnp.int32), scale), c
 
 
 def enlarged(basis: Basis, capacity: int) -> Basis:
     """The same basis with more room."""
-    pad = capacity - basis.rows.shape[0]
-    return basis._replace(rows=jnp.pad(basis.rows, ((0, pad), (0, 0))))
+    pad = [(0, 0)] * (basis.rows.ndim - 2) + [(0, capacity - basis.capacity), (0, 0)]
+    return basis._replace(rows=jnp.pad(basis.rows, pad))

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from tp_solver.errors import FileFormatError
 from tp_solver.limit.equations import LimitEquations
+from tp_solver.numerics.sites import Placement, told_by_first
 from tp_solver.program.serialization import parameterization_to_tree, program_to_tree, training_to_tree
 from tp_solver.program.task import Task
 from tp_solver.solve.journal import Midway, midway_arrays, midway_from_arrays
@@ -34,8 +37,8 @@ class Checkpoint:
     path: Path | None
     written: float = field(default_factory=time.monotonic)
 
-    def load(self, plan: Layout) -> Midway | None:
-        """Where the run stopped, or None if it has not begun.
+    def load(self, plan: Layout, placement: Placement) -> Midway | None:
+        """Where the run stopped, its sites placed, or None if it has not begun.
 
         Raises:
             FileFormatError: for a file that is damaged, foreign or of a later version.
@@ -45,18 +48,20 @@ class Checkpoint:
         record = read_record(self.path)
         if record.kind != KIND:
             raise FileFormatError(str(self.path), f"a {record.kind}", f"a {KIND}", "delete the file to start the run again")
-        return midway_from_arrays(record.arrays, plan)
+        return midway_from_arrays(record.arrays, plan, placement)
 
     def save(self, midway: Midway) -> None:
-        """Write now, atomically."""
+        """Write now, atomically; of several processes, the first one does."""
         if self.path is not None:
-            write_record(self.path, Record(KIND, {"t": midway.t}, midway_arrays(midway)))
+            arrays = midway_arrays(midway)
+            if jax.process_index() == 0:
+                write_record(self.path, Record(KIND, {"t": midway.t}, arrays))
             self.written = time.monotonic()
 
     @property
     def due(self) -> bool:
-        """Whether it is time to write again."""
-        return self.path is not None and time.monotonic() - self.written >= SECONDS
+        """Whether it is time to write again, by the clock of the first process."""
+        return self.path is not None and told_by_first(time.monotonic() - self.written >= SECONDS)
 
 
 @dataclass(frozen=True)

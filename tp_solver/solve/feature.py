@@ -12,6 +12,7 @@ import numpy as np
 from tp_solver.errors import InputError, ProgramError
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
+from tp_solver.numerics.sites import Placement
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientFlow
 from tp_solver.solve.checkpoint import Checkpoint, checkpoints
@@ -62,6 +63,7 @@ def solve_march(
                 prepared.setting,
                 prepared.columns,
                 SampledColumns(samples, (seed, k)),
+                Placement.of(samples, jax.devices()),
                 prepared.batch(gamma0, tol, dtype),
                 prepared.course,
                 capacity or first_capacity(prepared.columns, task.P),
@@ -123,6 +125,7 @@ def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Line
             prepared.setting,
             prepared.columns,
             ExactColumns(),
+            Placement(),
             prepared.batch(gamma0, EXACT_TOL, jnp.float64),
             prepared.course,
             first_capacity(prepared.columns, task.P),

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tp_solver.errors import FileFormatError
 from tp_solver.numerics.basis import Basis
+from tp_solver.numerics.sites import Placement, fetched
 from tp_solver.solve.layout import ABOVE, BELOW, Home, Layout
 from tp_solver.solve.march import Moment, SiteState
 from tp_solver.solve.operator import OperatorState
@@ -103,26 +103,26 @@ def midway_arrays(midway: Midway) -> Arrays:
     bases = {f"{m}/{side}": getattr(op, side) for m, op in midway.state.operators.items() for side in (BELOW, ABOVE)}
     for key, basis in (bases | {f"{k}/observer": b for k, b in midway.state.observers.items()}).items():
         out |= {f"basis/{key}/{part}": getattr(basis, part) for part in ("rows", "used", "scale")}
-    return {name: np.asarray(a) for name, a in out.items()}
+    return {name: fetched(a) for name, a in out.items()}
 
 
-def midway_from_arrays(arrays: Mapping[str, np.ndarray], plan: Layout) -> Midway:
+def midway_from_arrays(arrays: Mapping[str, np.ndarray], plan: Layout, placement: Placement) -> Midway:
     """The state that :func:`midway_arrays` took apart.
 
     Raises:
         FileFormatError: for arrays of another run.
     """
     try:
-        return _rebuilt(arrays, plan)
+        return _rebuilt(arrays, plan, placement)
     except (KeyError, ValueError) as error:
         raise FileFormatError(
             "checkpoint", f"arrays without {error}", "those of a march of the same program", "delete the file to start the run again"
         ) from error
 
 
-def _rebuilt(arrays: Mapping[str, np.ndarray], plan: Layout) -> Midway:
+def _rebuilt(arrays: Mapping[str, np.ndarray], plan: Layout, placement: Placement) -> Midway:
     with jax.enable_x64(True):
-        on_device = {n: jnp.asarray(a) for n, a in arrays.items() if n.split("/")[0] in ("state", "last", "basis")}
+        on_device = {n: placement.put(a) for n, a in arrays.items() if n.split("/")[0] in ("state", "last", "basis")}
 
     def under(prefix: str) -> dict[str, np.ndarray]:
         return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}

@@ -1,6 +1,7 @@
 """Runs the statements of a program on sampled sites; a matrix is anything that answers ``forward`` and ``backward``.
 
-Vectors are rows: a WIDTH variable is (P, S), an average (P, 1), an output (P, K), data (P, r).
+Vectors are rows: a WIDTH variable is a site array (P, S) or in blocks (:mod:`tp_solver.numerics.sites`), an average (P, 1), an
+output (P, K), data (P, r).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import sympy as sp
 
 from tp_solver.elementwise import lower
+from tp_solver.numerics.sites import mean
 from tp_solver.program.losses import Loss, gradient
 from tp_solver.program.statements import Average, Map, Product, Statement, Sum, symbol
 
@@ -54,7 +56,7 @@ def execute(s: Statement, env: Env, matrices: Mapping[str, ActingMatrix]) -> jax
         case Map():
             return _evaluate(s.expression, s.arguments, env)
         case Average():
-            return jnp.mean(_evaluate(s.expression, s.arguments, env), axis=1, keepdims=True)
+            return mean(_evaluate(s.expression, s.arguments, env))[:, None]
     raise AssertionError(f"{s}: a statement over positions, which tp.limit refuses")
 
 

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from tp_solver.limit.transposition import COTANGENT
 from tp_solver.numerics.basis import Basis, enlarged, extend
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
+from tp_solver.numerics.sites import SAME, SPREAD, Placement, inner, mean, specs, whole
 from tp_solver.program.losses import Loss
 from tp_solver.program.statements import ONE, Product, Role, Space, X
 from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home, Layout
@@ -36,39 +38,47 @@ class SiteState(NamedTuple):
     observers: dict[str, Basis]
     velocity: dict[str, jax.Array]
 
+    @property
+    def size(self) -> int:
+        """Number of sites."""
+        some = next(iter(self.sites.values()))
+        return int(np.prod(some.shape) // some.shape[-2])
+
 
 class Batch(NamedTuple):
     """The numbers of one run: input coordinates (P, r) (see :func:`tp_solver.solve.machine.input_coordinates`), labels
     (P, K), weights p (P,) of the points in the reported loss, the feature-learning strength, the tolerance, and per matrix the
     learning coefficient with lr (``rates``) and without (``kernel_rates``, for the tangent kernel)."""
 
-    x: jax.Array
-    y: jax.Array
-    p: jax.Array
-    gamma0: jax.Array
-    tol: jax.Array
-    rates: dict[str, jax.Array]
-    kernel_rates: dict[str, jax.Array]
+    x: Any
+    y: Any
+    p: Any
+    gamma0: Any
+    tol: Any
+    rates: dict[str, Any]
+    kernel_rates: dict[str, Any]
 
 
 class NewPoints(NamedTuple):
-    """Points to predict at: coordinates (P_new, r), and noise (P_new, S) per input matrix (already scaled) and per
-    product with a hidden matrix; ``scales`` are the initial standard deviations of the hidden matrices."""
+    """Points to predict at: coordinates (P_new, r), and noise, site arrays of P_new vectors, per input matrix (already scaled) and
+    per product with a hidden matrix; ``scales`` are the initial standard deviations of the hidden matrices."""
 
-    x: jax.Array
-    scales: dict[str, jax.Array]
+    x: Any
+    scales: dict[str, Any]
     rest: dict[str, jax.Array]
     noise: dict[str, dict[tuple[bool, str], jax.Array]]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The static part of a step: what it is compiled for; ``recording`` is whether kernels, responses and samples come out of it."""
+    """The static part of a step: what it is compiled for; ``recording`` is whether kernels, responses and samples come out of it,
+    ``mesh`` the devices that its site arrays lie on, None for one."""
 
     plan: Layout
     loss: Loss
     scalar: bool
     recording: bool = True
+    mesh: Mesh | None = None
 
 
 class Moment(NamedTuple):
@@ -134,7 +144,19 @@ def _joined(bases: Grown, partners: dict[str, tuple[jax.Array, jax.Array]], weig
 def _step(
     setting: Setting, bases: Grown, partners: dict[str, tuple[jax.Array, jax.Array]], weights: Learned, batch: Batch, now: Now
 ) -> tuple[Grown, Learned, Moment]:
-    """The compiled part of :func:`step`; bases are donated, so that they grow without being copied."""
+    """The compiled part of :func:`step`, on all devices; bases are donated, so that they grow without being copied."""
+    stepped = partial(_step_of_blocks, setting)
+    if setting.mesh is None:
+        return stepped(bases, partners, weights, batch, now)
+    given = (bases, partners, weights, batch, now)
+    after = specs(weights)._replace(partners=SPREAD)
+    return jax.shard_map(stepped, mesh=setting.mesh, in_specs=specs(given), out_specs=(specs(bases), after, SAME), check_vma=False)(*given)
+
+
+def _step_of_blocks(
+    setting: Setting, bases: Grown, partners: dict[str, tuple[jax.Array, jax.Array]], weights: Learned, batch: Batch, now: Now
+) -> tuple[Grown, Learned, Moment]:
+    """What every device does with its blocks of sites."""
     plan = setting.plan
     gamma0, tol = batch.gamma0, batch.tol
     state = _joined(bases, partners, weights)
@@ -153,14 +175,14 @@ def _step(
     # observers serve records alone
     coordinates, observers = _observe(plan, state.observers, env, acting, tol) if setting.recording else ({}, state.observers)
     names = [v for v in plan.homes if v in env]
-    squares = {v: jnp.mean(env[v] ** 2, axis=1) for v in names}
+    squares = {v: mean(env[v] ** 2) for v in names}
     record = None
     if setting.recording:
         record = Record(
             _tangent_kernel(plan, batch.kernel_rates, env, coordinates, squares),
             coordinates,
             {response_key(m, transpose, v): a for m in plan.hidden for (transpose, v), a in acting[m].response.items()},
-            {v: env[v] for layer in plan.program.layers for v in _site_fields(plan, layer)},
+            {v: whole(env[v]) for layer in plan.program.layers for v in _site_fields(plan, layer)},
         )
     met = {m: acting[m].met for m in plan.hidden}
     moment = Moment(f, jnp.sum(batch.p * per_point), identity, squares, met, record)
@@ -200,7 +222,7 @@ def response_key(matrix: str, transpose: bool, argument: str) -> str:
 def _inner(a: str, b: str, plan: Layout, env: Env, coordinates: Mapping[str, jax.Array], squares: Mapping[str, jax.Array]) -> jax.Array:
     """<a_mu b_nu>, (P, P), from coordinates where both share a basis; the diagonal of a == b is exact."""
     if plan.homes[a] != plan.homes[b]:
-        return env[a] @ env[b].T / env[a].shape[1]
+        return inner(env[a], env[b])
     gram = coordinates[a] @ coordinates[b].T
     return gram if a != b else gram - jnp.diag(jnp.diag(gram)) + jnp.diag(squares[a])
 
@@ -237,8 +259,8 @@ def _transfer_identity(plan: Layout, env: Env) -> jax.Array:
         back = next((s for s in products if s.matrix == p.matrix and s.arg == p.adjoint and s.transpose != p.transpose), None)
         if back is not None:
             left, right = env[forward.out] * env[p.adjoint], env[p.input] * env[back.out]
-            size = jnp.sqrt(jnp.mean(env[forward.out] ** 2) * jnp.mean(env[p.adjoint] ** 2)) + jnp.finfo(left.dtype).tiny
-            worst = jnp.maximum(worst, jnp.max(jnp.abs(jnp.mean(left, axis=1) - jnp.mean(right, axis=1))) / size)
+            size = jnp.sqrt(jnp.mean(mean(env[forward.out] ** 2)) * jnp.mean(mean(env[p.adjoint] ** 2))) + jnp.finfo(left.dtype).tiny
+            worst = jnp.maximum(worst, jnp.max(jnp.abs(mean(left) - mean(right))) / size)
     return worst
 
 
@@ -256,6 +278,17 @@ def predict(setting: Setting, state: SiteState, met: dict[str, dict[tuple[bool, 
 
     ``met`` says per product how many opposite directions it could respond to at that time (``Moment.met``).
     """
+    predicted = partial(_predict_with_blocks, setting)
+    given = (state._replace(observers={}, velocity={}), met, points, gamma0)
+    if setting.mesh is None:
+        return predicted(*given)
+    return jax.shard_map(predicted, mesh=setting.mesh, in_specs=specs(given), out_specs=SAME, check_vma=False)(*given)
+
+
+def _predict_with_blocks(
+    setting: Setting, state: SiteState, met: dict[str, dict[tuple[bool, str], Any]], points: NewPoints, gamma0: Any
+) -> jax.Array:
+    """What every device does with its blocks of sites."""
     plan = setting.plan
     acting: dict[str, Any] = {}
     for m in plan.program.matrices:
@@ -277,24 +310,32 @@ def initial_state(
     capacity: Mapping[Home, int],
     observer_capacity: Mapping[str, int],
     carries: bool,
+    placement: Placement,
     dtype: Any,
 ) -> SiteState:
     """Fresh matrices: empty bases with Gaussian partners, random site weights, at rest if the rule carries a velocity on."""
     drawn = columns.draw(source, capacity)
-    sites = {m: jnp.asarray(v["weights"], dtype) for m, v in drawn.items() if "weights" in v}
-    size = next(iter(sites.values())).shape[1]
+    weights = {m: v["weights"] for m, v in drawn.items() if "weights" in v}
+    sites = {m: placement.sites(a, dtype) for m, a in weights.items()}
+    count = next(iter(weights.values())).shape[1]
+
+    def empty(room: int) -> Basis:
+        return Basis.of(placement.sites(np.zeros((room, count)), dtype))
+
     operators = {}
     for m in columns.plan.hidden:
         below, above = capacity[Home(m, BELOW)], capacity[Home(m, ABOVE)]
         operators[m] = OperatorState(
-            Basis.empty(below, size, dtype),
-            Basis.empty(above, size, dtype),
-            jnp.asarray(drawn[m]["eps_u"], dtype),
-            jnp.asarray(drawn[m]["eps_r"], dtype),
-            jnp.zeros((above, below), dtype),
+            empty(below),
+            empty(above),
+            placement.sites(drawn[m]["eps_u"], dtype),
+            placement.sites(drawn[m]["eps_r"], dtype),
+            placement.put(np.zeros((above, below), dtype)),
         )
-    observers = {k: Basis.empty(observer_capacity[k], size, dtype) for k in columns.plan.observers}
-    velocity = {m: jnp.zeros_like(a) for m, a in (*((m, s.learned) for m, s in operators.items()), *sites.items())} if carries else {}
+    observers = {k: empty(observer_capacity[k]) for k in columns.plan.observers}
+    at_rest = {m: placement.put(np.zeros(s.learned.shape, dtype)) for m, s in operators.items()}
+    at_rest |= {m: placement.sites(np.zeros(a.shape), dtype) for m, a in weights.items()}
+    velocity = at_rest if carries else {}
     return SiteState(operators, sites, observers, velocity)
 
 
@@ -307,7 +348,12 @@ def ranks(state: SiteState) -> dict[Home, int]:
 
 
 def grown(
-    state: SiteState, columns: Columns, source: SampledColumns, capacity: Mapping[Home, int], growth: Mapping[str, float]
+    state: SiteState,
+    columns: Columns,
+    source: SampledColumns,
+    placement: Placement,
+    capacity: Mapping[Home, int],
+    growth: Mapping[str, float],
 ) -> SiteState:
     """The same state with more room; partners in use keep their values, new ones have ``growth`` times their initial deviation."""
     hidden = {h: n for h, n in capacity.items() if h.side is not None}
@@ -318,7 +364,7 @@ def grown(
         pad = ((0, above - s.learned.shape[0]), (0, below - s.learned.shape[1]))
 
         def longer(old: jax.Array, columns: np.ndarray, m: str = m) -> jax.Array:
-            return jnp.concatenate([old, jnp.asarray(growth[m] * columns[len(old) :], old.dtype)])
+            return jnp.concatenate([old, placement.sites(growth[m] * columns[old.shape[-2] :], old.dtype)], axis=-2)
 
         operators[m] = OperatorState(
             enlarged(s.below, below),
@@ -342,24 +388,30 @@ def roomier(capacity: Mapping[Home, int], used: Mapping[Home, int]) -> dict[Home
 
 
 def new_points(
-    columns: Columns, x: np.ndarray, rest: np.ndarray, source: SampledColumns | ExactColumns, sites: int, dtype: Any
+    columns: Columns,
+    x: np.ndarray,
+    rest: np.ndarray,
+    source: SampledColumns | ExactColumns,
+    sites: int,
+    placement: Placement,
+    dtype: Any,
 ) -> NewPoints:
     """New points, coordinates (P_new, r) and squared norm (P_new,) outside the training inputs, with their noise."""
     plan = columns.plan
     noise = source.fresh(len(x), sites)
     inputs = {
-        m.name: jnp.asarray(columns.scales[m.name] * np.sqrt(rest)[:, None] * next(noise), dtype)
+        m.name: placement.sites(columns.scales[m.name] * np.sqrt(rest)[:, None] * next(noise), dtype)
         for m in plan.program.matrices
         if m.role is Role.INPUT
     }
     products: dict[str, dict[tuple[bool, str], jax.Array]] = {m: {} for m in plan.hidden}
     for s in plan.noise_products():
-        products[s.matrix][s.transpose, s.arg] = jnp.asarray(next(noise), dtype)
-    scales = {m: jnp.asarray(columns.scales[m], dtype) for m in plan.hidden}
-    return NewPoints(jnp.asarray(x, dtype), scales, inputs, products)
+        products[s.matrix][s.transpose, s.arg] = placement.sites(next(noise), dtype)
+    scales = {m: np.asarray(columns.scales[m], dtype) for m in plan.hidden}
+    return NewPoints(np.asarray(x, dtype), scales, inputs, products)
 
 
 def at_time(points: NewPoints, growth: Mapping[str, float]) -> NewPoints:
     """New points whose noise has the deviation that the matrices have by then."""
-    scales = {m: growth[m] * a for m, a in points.scales.items()}
+    scales = {m: np.asarray(growth[m] * a, a.dtype) for m, a in points.scales.items()}
     return points._replace(scales=scales, rest={m: growth[m] * a for m, a in points.rest.items()})

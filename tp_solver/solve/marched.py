@@ -13,6 +13,7 @@ import numpy as np
 from tp_solver.errors import InputError, RangeError
 from tp_solver.numerics.basis import Basis
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
+from tp_solver.numerics.sites import Placement, fetched
 from tp_solver.program.statements import Layer, Product, Role
 from tp_solver.program.training import GradientFlow
 from tp_solver.solve.formal import FormalResponses, formal_responses
@@ -97,11 +98,14 @@ class MarchedKernels:
         values = []
         with jax.enable_x64(True):
             for tr in self._at_the_end():
-                sites = next(iter(tr.state.sites.values()))
-                points = new_points(self.prepared.columns, x_new, rest, tr.source, sites.shape[1], sites.dtype)
+                # wherever the march ran, this is done on one device
+                state = jax.tree.map(lambda a: jnp.asarray(fetched(a)), tr.state._replace(observers={}, velocity={}))
+                sites = next(iter(state.sites.values()))
+                placement = Placement(len(sites) if sites.ndim == 3 else 0)
+                points = new_points(self.prepared.columns, x_new, rest, tr.source, state.size, placement, sites.dtype)
                 course = self.prepared.course
                 points = at_time(points, {m: course.growth(m, len(tr.f) - 1) for m in course.scales})
-                values.append(np.asarray(predict(self.prepared.setting, tr.state, dict(tr.met), points, self.gamma0)))
+                values.append(np.asarray(predict(self.prepared.setting, state, dict(tr.met), points, self.gamma0)))
         spread = np.std(values, axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(values[0])
         return np.mean(values, axis=0), spread
 
@@ -218,7 +222,7 @@ class MarchedKernels:
             out |= {f"{pre}met/{response_key(*product)}": np.array(n) for product, n in met.items()}
             stream = tr.source
             out[f"{pre}stream"] = np.array([stream.samples, *stream.seed] if isinstance(stream, SampledColumns) else [], dtype=np.int64)
-            out |= {f"{pre}state/{n}": np.asarray(a) for n, a in state_leaves(tr.state)}
+            out |= {f"{pre}state/{n}": fetched(a) for n, a in state_leaves(tr.state)}
         return out
 
     @classmethod

@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from tp_solver.numerics.sites import antithetic_noise
 from tp_solver.program.statements import Role
 from tp_solver.program.update import Pace
 from tp_solver.solve.layout import Layout
@@ -124,10 +124,8 @@ def moved(plan: Layout, now: Now, before: Learned, partners: Mapping[str, tuple[
         kept = now.keep[m] * values if now.keep else values
         if not now.kick:
             return kept
-        rows, sites = values.shape
-        half = jax.random.normal(keys[m][0 if part != EPS_R else 1], (rows, sites // 2), values.dtype)
         even = part == EPS_U or (part != EPS_R and plan.program.matrix(m).role is not Role.READOUT)
-        return kept + now.kick[m] * jnp.concatenate([half, half if even else -half], axis=1)
+        return kept + now.kick[m] * antithetic_noise(keys[m][0 if part != EPS_R else 1], values, even)
 
     hidden = {m: (now.keep[m] * a if now.keep else a) + now.factor * velocity[m] for m, a in before.hidden.items()}
     sites = {m: kicked(m, "weights", a) + now.factor * velocity[m] for m, a in before.sites.items()}

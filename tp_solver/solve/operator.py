@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from tp_solver.numerics.basis import Basis, coordinates, extend
+from tp_solver.numerics.sites import combine, inner, mean
 
 
 class OperatorState(NamedTuple):
-    """What a hidden matrix is made of: bases (R, S) below and (K, S) above, partners (R, S) and (K, S), learned (K, R)."""
+    """What a hidden matrix is made of: bases of R vectors below and K above, their partners (site arrays), learned (K, R)."""
 
     below: Basis
     above: Basis
@@ -60,17 +61,17 @@ class LimitOperator:
         """Gaussian part, response to earlier transposed products, learned part."""
         c = self.coordinates_below(name, x)
         s = self.state
-        a = x @ s.eps_r.T / x.shape[1]
+        a = inner(x, s.eps_r)
         self.response[False, name], self.met[False, name] = a, s.above.used
-        return c @ s.eps_u + (a + c @ s.learned.T) @ s.above.rows
+        return combine(c, s.eps_u) + combine(a + c @ s.learned.T, s.above.rows)
 
     def backward(self, name: str, y: jax.Array) -> jax.Array:
         """The same with the roles of the two sides exchanged."""
         d = self.coordinates_above(name, y)
         s = self.state
-        b = y @ s.eps_u.T / y.shape[1]
+        b = inner(y, s.eps_u)
         self.response[True, name], self.met[True, name] = b, s.below.used
-        return d @ s.eps_r + (b + d @ s.learned) @ s.below.rows
+        return combine(d, s.eps_r) + combine(b + d @ s.learned, s.below.rows)
 
     def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:
         """Push by ``sum_nu weights_nu y_nu x_nu^T``."""
@@ -93,41 +94,41 @@ class Probe:
         """As for training points, with ``sqrt(rho)`` independent noise, rho = <x x> - c.c."""
         s = self.state
         c = coordinates(s.below, x)
-        response = self._masked(x @ s.eps_r.T / x.shape[1], (False, name))
-        return c @ s.eps_u + self._rest((False, name), x, c) + (response + c @ s.learned.T) @ s.above.rows
+        response = self._masked(inner(x, s.eps_r), (False, name))
+        return combine(c, s.eps_u) + self._rest((False, name), x, c) + combine(response + c @ s.learned.T, s.above.rows)
 
     def backward(self, name: str, y: jax.Array) -> jax.Array:
         """A transposed matrix in the forward program."""
         s = self.state
         d = coordinates(s.above, y)
-        response = self._masked(y @ s.eps_u.T / y.shape[1], (True, name))
-        return d @ s.eps_r + self._rest((True, name), y, d) + (response + d @ s.learned) @ s.below.rows
+        response = self._masked(inner(y, s.eps_u), (True, name))
+        return combine(d, s.eps_r) + self._rest((True, name), y, d) + combine(response + d @ s.learned, s.below.rows)
 
     def _masked(self, response: jax.Array, product: tuple[bool, str]) -> jax.Array:
         """Only what the training points' own product could respond to: later directions would bring noise alone."""
         return jnp.where(jnp.arange(response.shape[1]) < self._met[product], response, 0.0)
 
     def _rest(self, product: tuple[bool, str], x: jax.Array, c: jax.Array) -> jax.Array:
-        rho = jnp.maximum(jnp.mean(x * x, axis=1) - jnp.sum(c * c, axis=1), 0.0)
+        rho = jnp.maximum(mean(x * x) - jnp.sum(c * c, axis=1), 0.0)
         return self._scale * jnp.sqrt(rho)[:, None] * self._noise[product]
 
 
 class InputSites:
-    """An input matrix or bias: per site, one weight per input direction; ``weights`` and ``push`` are (r, S)."""
+    """An input matrix or bias: per site, one weight per input direction; ``weights`` and ``push`` are site arrays of r vectors."""
 
     def __init__(self, weights: jax.Array) -> None:
         self.weights = weights
         self.push: jax.Array | float = 0.0
 
     def forward(self, name: str, x: jax.Array) -> jax.Array:
-        return x @ self.weights
+        return combine(x, self.weights)
 
     def backward(self, name: str, y: jax.Array) -> jax.Array:
         raise NotImplementedError("programs never transpose an input matrix")
 
     def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:
         """Push by ``sum_nu weights_nu x_nu y_nu``."""
-        self.push = self.push + (x * weights[:, None]).T @ y
+        self.push = self.push + combine((x * weights[:, None]).T, y)
 
     @property
     def stepped(self) -> jax.Array:
@@ -142,28 +143,28 @@ class InputProbe:
         self._weights, self._rest = weights, rest
 
     def forward(self, name: str, x: jax.Array) -> jax.Array:
-        return x @ self._weights + self._rest
+        return combine(x, self._weights) + self._rest
 
     def backward(self, name: str, y: jax.Array) -> jax.Array:
         raise NotImplementedError("programs never transpose an input matrix")
 
 
 class ReadoutSites:
-    """A readout: per site, one weight per output; ``weights`` and ``push`` are (K, S), and outputs are averages over sites."""
+    """A readout: per site, one weight per output; ``weights`` and ``push`` are site arrays of K vectors, outputs averages."""
 
     def __init__(self, weights: jax.Array) -> None:
         self.weights = weights
         self.push: jax.Array | float = 0.0
 
     def forward(self, name: str, x: jax.Array) -> jax.Array:
-        return x @ self.weights.T / x.shape[1]
+        return inner(x, self.weights)
 
     def backward(self, name: str, y: jax.Array) -> jax.Array:
-        return y @ self.weights
+        return combine(y, self.weights)
 
     def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:
         """Push by ``sum_nu weights_nu y_nu x_nu``."""
-        self.push = self.push + (y * weights[:, None]).T @ x
+        self.push = self.push + combine((y * weights[:, None]).T, x)
 
     @property
     def stepped(self) -> jax.Array:

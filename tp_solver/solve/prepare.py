@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from tp_solver.kernel_regime.constants import numeric_constants
@@ -41,13 +40,13 @@ class Prepared:
         """Runtime numbers of a step."""
         P = len(self.x)
         return Batch(
-            jnp.asarray(self.x, dtype),
-            jnp.asarray(self.y, dtype),
-            jnp.full(P, 1 / P, dtype),
-            jnp.asarray(gamma0, dtype),
-            jnp.asarray(tol, dtype),
-            {m: jnp.asarray(r, dtype) for m, r in self.rates.items()},
-            {m: jnp.asarray(r, dtype) for m, r in self.kernel_rates.items()},
+            np.asarray(self.x, dtype),
+            np.asarray(self.y, dtype),
+            np.full(P, 1 / P, dtype),
+            np.asarray(gamma0, dtype),
+            np.asarray(tol, dtype),
+            {m: np.asarray(r, dtype) for m, r in self.rates.items()},
+            {m: np.asarray(r, dtype) for m, r in self.kernel_rates.items()},
         )
 
 

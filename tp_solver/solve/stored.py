@@ -14,6 +14,7 @@ from tp_solver.errors import InputError, RangeError
 from tp_solver.limit.transposition import COTANGENT
 from tp_solver.numerics.basis import Basis
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
+from tp_solver.numerics.sites import Placement
 from tp_solver.program.statements import ONE, Role
 from tp_solver.program.statements import X as INPUTS
 from tp_solver.program.training import GradientFlow
@@ -97,7 +98,7 @@ class StoredKernels:
         setting = self.prepared.setting
         with jax.enable_x64(True):
             for state, source in zip(self.states, self.sources, strict=True):
-                points = new_points(self.prepared.columns, x_new, rest, source, sites_of(state), jnp.float64)
+                points = new_points(self.prepared.columns, x_new, rest, source, state.size, Placement(), jnp.float64)
                 values.append(np.asarray(predict(setting, state, everything_met(setting.plan), points, self.gamma0)))
         spread = np.std(values, axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(values[0])
         return np.mean(values, axis=0), spread
@@ -148,11 +149,6 @@ class StoredKernels:
             states = tuple(state_from_leaves(prepared.setting.plan, group(f"r{k}/state")) for k in range(count))
         sources = tuple(source_from_stream(arrays[f"r{k}/stream"]) for k in range(count))
         return cls(prepared, group("means"), group("scatters"), samples, states, sources, np.asarray(task.X), gamma0)
-
-
-def sites_of(state: SiteState) -> int:
-    """Number of sites."""
-    return int(next(iter(state.sites.values())).shape[1])
 
 
 def averaged(replicates: Sequence[Mapping[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -227,7 +223,7 @@ def final_states(
         state = SiteState(operators, sites, {}, {})
         if prepared.test_inputs is not None:
             if points is None:
-                points = new_points(prepared.columns, *prepared.test_inputs, source, sites_of(state), jnp.float64)
+                points = new_points(prepared.columns, *prepared.test_inputs, source, state.size, Placement(), jnp.float64)
             outputs.append(np.asarray(predict(prepared.setting, state, everything_met(prepared.setting.plan), points, batch.gamma0)))
         if t == len(e) - 1:
             break

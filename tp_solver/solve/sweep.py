@@ -13,6 +13,7 @@ import numpy as np
 
 from tp_solver.limit.transposition import COTANGENT
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
+from tp_solver.numerics.sites import Placement
 from tp_solver.program.statements import ONE, Space, X
 from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home, Layout
 from tp_solver.solve.machine import Env, loss_and_error, run
@@ -156,7 +157,7 @@ def lazy_start(setting: Setting, batch: Batch, noise: Noise, grid: Grid) -> Star
     points = grid.points
     both = [s for pair in sides(plan).values() for s in pair]
     capacity = {Home(s.matrix, s.side): len(s.variables) * points for s in both}
-    state = initial_state(noise.columns, noise.source, capacity, {k: 1 for k in plan.observers}, False, batch.x.dtype)
+    state = initial_state(noise.columns, noise.source, capacity, {k: 1 for k in plan.observers}, False, Placement(), batch.x.dtype)
     acting = matrices(plan, state, batch.tol)
     env: Env = {X: batch.x, ONE: jnp.ones_like(batch.x[:, :1])}
     env = run(plan.program.statements, env, acting)

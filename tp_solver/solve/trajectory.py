@@ -12,6 +12,7 @@ import numpy as np
 from tp_solver.errors import RangeError
 from tp_solver.numerics.basis import Basis
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
+from tp_solver.numerics.sites import Placement
 from tp_solver.solve.checkpoint import Checkpoint
 from tp_solver.solve.journal import Journal, Midway
 from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home, Layout
@@ -105,6 +106,7 @@ def march(
     setting: Setting,
     columns: Columns,
     source: SampledColumns | ExactColumns,
+    placement: Placement,
     batch: Batch,
     course: Course,
     capacity: Mapping[Home, int],
@@ -121,10 +123,11 @@ def march(
     """
     dtype = batch.x.dtype
     steps, stream = len(course.p), _stream(source)
+    setting = replace(setting, mesh=placement.mesh)
     light = replace(setting, recording=False)
     points: NewPoints | None = None
     failure: Failure | None = None
-    now = checkpoint.load(setting.plan) or _start(columns, source, capacity, course, dtype)
+    now = checkpoint.load(setting.plan, placement) or _start(columns, source, placement, capacity, course, dtype)
     while now.t <= steps:
         t, journal, before = now.t, now.journal, None
         try:
@@ -136,7 +139,7 @@ def march(
             now = now if before is None else replace(now, last=_restored(now.last, before, now.held))
             break
         if any(used[h] > now.capacity[h] for h in now.capacity):  # directions were lost: start again with more room
-            now, points = _start(columns, source, roomier(now.capacity, used), course, dtype), None
+            now, points = _start(columns, source, placement, roomier(now.capacity, used), course, dtype), None
             continue
         loss = float(moment.loss)
         failure = _trouble(moment, t, loss, float(journal.loss[0]) if journal.loss else loss)
@@ -146,14 +149,14 @@ def march(
         new = None
         if test_inputs is not None:
             if points is None:
-                points = new_points(columns, *test_inputs, source, _sites(before), dtype)
+                points = new_points(columns, *test_inputs, source, before.size, placement, dtype)
             placed = points if course.static else at_time(points, _growth(course, t))
             new = np.asarray(predict(setting, before, moment.met, placed, batch.gamma0))
         journal.note(t, moment, new, t in keep)
         state, capacity = after, now.capacity
         if t < steps and isinstance(source, SampledColumns) and any(capacity[h] - used[h] < MARGIN for h in capacity):
             capacity = roomier(capacity, {h: n if capacity[h] - n >= MARGIN else capacity[h] for h, n in used.items()})
-            state = grown(state, columns, source, capacity, _growth(course, t + 1))
+            state = grown(state, columns, source, placement, capacity, _growth(course, t + 1))
         now = Midway(t + 1, capacity, used, state, before, journal)
         if t == steps:
             checkpoint.save(now)
@@ -169,11 +172,18 @@ def march(
     return _finished(setting, source, batch, now, test_inputs, failure)
 
 
-def _start(columns: Columns, source: SampledColumns | ExactColumns, capacity: Mapping[Home, int], course: Course, dtype: Any) -> Midway:
+def _start(
+    columns: Columns,
+    source: SampledColumns | ExactColumns,
+    placement: Placement,
+    capacity: Mapping[Home, int],
+    course: Course,
+    dtype: Any,
+) -> Midway:
     """Time zero."""
     hidden = {h: n for h, n in capacity.items() if h.side is not None}
     observers = {h.basis: n for h, n in capacity.items() if h.side is None}
-    state = initial_state(columns, source, hidden, observers, course.carries, dtype)
+    state = initial_state(columns, source, hidden, observers, course.carries, placement, dtype)
     return Midway(0, dict(capacity), dict.fromkeys(capacity, 0), state, state, Journal())
 
 
@@ -212,23 +222,24 @@ def _restored(last: SiteState, later: SiteState, held: Mapping[Home, int]) -> Si
     """The last good state, whose bases a further step has used up: bases only grow, so its rows are the first ``held`` of theirs."""
 
     def basis(b: Basis, capacity: int, count: int) -> Basis:
-        rows = jnp.where(jnp.arange(capacity)[:, None] < count, b.rows[:capacity], 0.0)
+        rows = jnp.where(jnp.arange(capacity)[:, None] < count, b.rows[..., :capacity, :], 0.0)
         return Basis(rows, jnp.asarray(count, b.used.dtype), b.scale)
 
     operators = {
         m: s._replace(
-            below=basis(later.operators[m].below, len(s.eps_u), held[Home(m, BELOW)]),
-            above=basis(later.operators[m].above, len(s.eps_r), held[Home(m, ABOVE)]),
+            below=basis(later.operators[m].below, s.eps_u.shape[-2], held[Home(m, BELOW)]),
+            above=basis(later.operators[m].above, s.eps_r.shape[-2], held[Home(m, ABOVE)]),
         )
         for m, s in last.operators.items()
     }
-    observers = {k: basis(b, b.rows.shape[0], held[Home(k)]) for k, b in later.observers.items()}
+    observers = {k: basis(b, b.capacity, held[Home(k)]) for k, b in later.observers.items()}
     return SiteState(operators, last.sites, observers, last.velocity)
 
 
 def first_capacity(columns: Columns, points: int) -> dict[Home, int]:
-    """Room for a first guess: a few directions per data point. A better guess saves compilations, a lower one work."""
-    room = next((n for n in LADDER if n >= 4 * points + 20), 4 * points)
+    """Room for a first guess: a few directions per data point, fewer for many. A better guess saves compilations, a lower one work."""
+    guess = min(4 * points, points + 60) + 20
+    room = next((n for n in LADDER if n >= guess), guess)
     homes = [Home(m, side) for m in columns.plan.hidden for side in ("below", "above")]
     return {h: room for h in (*homes, *(Home(k) for k in columns.plan.observers))}
 
@@ -240,10 +251,6 @@ def _growth(course: Course, t: int) -> dict[str, float]:
 def _stream(source: SampledColumns | ExactColumns) -> int:
     """The seed of the noise in training."""
     return int(np.random.default_rng([20261124, *source.seed]).integers(2**31)) if isinstance(source, SampledColumns) else 0
-
-
-def _sites(state: SiteState) -> int:
-    return next(iter(state.sites.values())).shape[1]
 
 
 def _trouble(moment: Moment, t: int, loss: float, first: float) -> Failure | None:

@@ -1,0 +1,95 @@
+"""The same bits on one and four devices, and in one and two processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+RUN = """
+import sys
+import numpy as np
+import jax
+import tp_solver as tp
+
+if len(sys.argv) > 2:
+    jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
+rng = np.random.default_rng(0)
+X = rng.standard_normal((4, 8))
+task = tp.Task(X, np.sign(X[:, 0]), rng.standard_normal((2, 8)), np.ones(2))
+rule = tp.GradientDescent(lr=0.3, steps=4, momentum=0.5, weight_decay=0.1, temperature=0.02, batches=tp.Batches(3), schedule=tp.cosine(0.2))
+net = tp.mlp(depth=2, activation=tp.tanh)
+sol = tp.solve(tp.limit(net, tp.muP, rule), task, samples=1024, replicates=1, method=tp.March(bias=False), checkpoint=CHECKPOINT)
+assert sol.success, sol.message
+out = {"f": sol.f, "f_test": sol.f_test, "loss": sol.loss, "ntk": sol.ntk(4), "Phi": sol.Phi(2, 4, 2), "G": sol.G(1, 4, 4)}
+out |= {"h": sol.fields(2, 4).h, "new": sol.predict(X[:2] + 1.0)}
+if jax.process_index() == 0:
+    np.savez(sys.argv[1], devices=jax.device_count(), **out)
+"""
+
+
+def started(path, devices, *arguments, checkpoint=None):
+    """A process that solves with so many devices of its own."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    script = RUN.replace("CHECKPOINT", repr(checkpoint and str(checkpoint)))
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(path), *arguments], env={**os.environ, "XLA_FLAGS": flags}, stderr=subprocess.PIPE, text=True
+    )
+
+
+def result(path, process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one device says."""
+    path = tmp_path_factory.mktemp("alone") / "one.npz"
+    found = result(path, started(path, 1))
+    assert found["devices"] == 1
+    return found
+
+
+def same_bits(one, other):
+    assert set(one) == set(other)
+    return [name for name in one if name != "devices" and one[name].tobytes() != other[name].tobytes()]
+
+
+def test_four_devices_give_the_same_bits(alone, tmp_path):
+    found = result(tmp_path / "four.npz", started(tmp_path / "four.npz", 4))
+    assert found["devices"] == 4
+    assert same_bits(alone, found) == []
+
+
+def test_one_core_gives_the_same_bits(alone, tmp_path):
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system does not bind processes to cores")
+    process = started(tmp_path / "core.npz", 1)
+    os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
+    assert same_bits(alone, result(tmp_path / "core.npz", process)) == []
+
+
+def test_two_processes_give_the_same_bits(alone, tmp_path):
+    """Over loopback, two devices each; their checkpoint is read by a process alone."""
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    path = tmp_path / "two.npz"
+    both = [started(path, 2, address, str(k), checkpoint=folder) for k in (0, 1)]
+    _, errors = both[1].communicate(timeout=300)
+    assert both[1].returncode == 0, errors[-3000:]
+    found = result(path, both[0])
+    assert found["devices"] == 4
+    assert same_bits(alone, found) == []
+    assert len(list(folder.iterdir())) == 1
+    again = tmp_path / "again.npz"
+    assert same_bits(alone, result(again, started(again, 1, checkpoint=folder))) == []
