@@ -88,6 +88,10 @@ class ExtrapolatedKernels:
         found = self.feature if name == "Phi" else self.gradient
         return found.stderr[self._row("t", t), self._row("s", s), layer - 1]
 
+    def freedom(self, name: str, args: tuple[int, ...]) -> np.ndarray:
+        """Infinite: the errors of the fit are widened already."""
+        return np.full_like(self.stderr(name, args), np.inf)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Flat arrays, with names that :meth:`from_arrays` understands."""
         groups = {"Phi": self.feature, "G": self.gradient, "ntk": self.tangent} | {f"direct/{n}": e for n, e in self.direct.items()}

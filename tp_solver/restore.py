@@ -83,6 +83,7 @@ def _solution(record: Record) -> Solution:
         str(header["message"]),
         arrays.get("f_cov"),
         header["details"],
+        record.group("freedom"),
     )
 
 

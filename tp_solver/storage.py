@@ -58,6 +58,7 @@ def save_solution(solution: Solution, path: Any) -> None:
     """
     arrays = {n: getattr(solution, n) for n in ("f", "loss", "f_test", "loss_test", "f_cov") if getattr(solution, n) is not None}
     arrays |= {f"errors/{n}": a for n, a in solution.errors.items()}
+    arrays |= {f"freedom/{n}": a for n, a in solution.freedom.items()}
     arrays |= {f"kernels/{n}": a for n, a in solution.kernels.arrays().items()}
     header = _inputs(solution.theory, solution.task) | {
         "gamma0": solution.gamma0,

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tp_solver import checks
 from tp_solver.errors import InputError
 from tp_solver.limit.equations import LimitEquations
@@ -17,17 +19,21 @@ from tp_solver.solve.methods import METHODS, FixedPoint, KernelRegime, Linear, M
 from tp_solver.solve.progress import watched
 from tp_solver.solve.solution import Solution
 
+SAMPLES = 4096
+"""Samples where nobody says how many or how accurate."""
+
 
 def solve(
     theory: LimitEquations,
     task: Task,
     gamma0: float = 1.0,
-    samples: int = 4096,
+    samples: int | None = None,
     replicates: int = 4,
     seed: int = 0,
     method: str | Method | None = None,
     progress: bool | None = None,
     checkpoint: Any = None,
+    rtol: float | None = None,
 ) -> Solution:
     """Solve the limiting equations on a task, at infinite width.
 
@@ -35,7 +41,7 @@ def solve(
         theory: what :func:`tp_solver.limit` derived.
         task: the data.
         gamma0: feature-learning strength (f = output / gamma0); 0 is the kernel limit.
-        samples: Monte-Carlo sites per replicate, even, at least 64.
+        samples: Monte-Carlo sites per replicate, even, at least 64; 4 096 if neither they nor ``rtol`` are given.
         replicates: independent scramblings; standard errors come from them.
         seed: of all random numbers; the same seed gives the same bits.
         method: "march" (default where features are learned), "fixed_point", "linear", "kernel" (default in the kernel
@@ -43,6 +49,9 @@ def solve(
         progress: show a progress bar on stderr; None shows one in a terminal.
         checkpoint: a folder in which the runs of a march are kept: the same call after a crash, an interrupt or in another process
             goes on from there, to the same bits. Files are named by all inputs, so that solves may share a folder; delete them at will.
+        rtol: march only, instead of ``samples``: the standard error of f, as a root mean square over times and points, relative to
+            that of f. Samples, tolerance and substeps are chosen by rounds of rising effort (``details["rounds"]``), up to 131 072
+            samples; where that is not enough the status is "stalled", with the best that was reached.
 
     Returns:
         The solution; ``status`` says how it ended. A diverging run is no error: it is reported, with the last good state.
@@ -54,14 +63,18 @@ def solve(
     checks.instance("theory", theory, LimitEquations, "the result of tp.limit(net, parameterization, training)")
     checks.instance("task", task, Task, "a Task such as tp.Task(X, y)")
     gamma0 = checks.number("gamma0", gamma0, minimum=0.0, hint="gamma0 = 0 is the kernel (NTK) limit")
-    samples = checks.integer("samples", samples, minimum=64)
-    if samples % 2:
-        raise InputError("samples", samples, "an even number", "sites come in antithetic pairs")
+    if samples is not None:
+        samples = checks.integer("samples", samples, minimum=64)
+        if samples % 2:
+            raise InputError("samples", samples, "an even number", "sites come in antithetic pairs")
     replicates = checks.integer("replicates", replicates, minimum=1)
     seed = checks.integer("seed", seed, minimum=0)
     if progress is not None:
         checks.flag("progress", progress)
     chosen = _chosen(theory, gamma0, method)
+    if rtol is not None:
+        rtol = _target(rtol, samples, replicates, chosen)
+    samples = SAMPLES if samples is None else samples
     task.targets(theory.training.loss)
     if theory.program.free_symbols:
         raise InputError(
@@ -79,7 +92,7 @@ def solve(
         if isinstance(chosen, March):
             from tp_solver.solve.feature import solve_march
 
-            return solve_march(theory, task, gamma0, samples, replicates, seed, chosen, checkpoint, tick)
+            return solve_march(theory, task, gamma0, samples, rtol, replicates, seed, chosen, checkpoint, tick)
         if isinstance(chosen, Linear):
             from tp_solver.solve.feature import solve_linear
 
@@ -91,6 +104,27 @@ def solve(
         from tp_solver.solve.kernel import solve_kernel
 
         return solve_kernel(theory, task, gamma0)
+
+
+def _target(rtol: Any, samples: int | None, replicates: int, method: Method) -> float:
+    """A relative standard error that the method can choose its effort for."""
+    rtol = checks.number("rtol", rtol, above=0.0)
+    if not isinstance(method, March):
+        raise InputError("rtol", rtol, f"None for method {method.name!r}", "only marches choose their samples: method='march'")
+    least = 100 * float(np.finfo(method.dtype).eps)
+    if not least <= rtol < 1:
+        raise InputError(
+            "rtol", rtol, f"a number from {least:.0e} ({method.dtype} resolves no less) to below 1", "rtol=0.01 is one percent"
+        )
+    if samples is not None:
+        raise InputError("samples", samples, "None beside rtol", "rtol chooses the samples; give one of the two")
+    if method.tol is not None:
+        raise InputError("tol", method.tol, "None beside rtol", "rtol chooses the tolerance too: March() without tol")
+    if not method.bias:
+        raise InputError("bias", method.bias, "True beside rtol", "the error that rtol bounds holds the biases")
+    if replicates < 2:
+        raise InputError("replicates", replicates, "at least 2 beside rtol", "a single replicate does not show its scatter")
+    return rtol
 
 
 def _chosen(theory: LimitEquations, gamma0: float, method: Any) -> Method:

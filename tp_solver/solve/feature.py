@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,16 +16,35 @@ from tp_solver.numerics.noise import ExactColumns, SampledColumns
 from tp_solver.numerics.sites import Placement
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientFlow
-from tp_solver.solve.checkpoint import Checkpoint, checkpoints
+from tp_solver.solve.accuracy import Effort, solve_to, tolerance_for
+from tp_solver.solve.checkpoint import Checkpoint, Checkpoints, checkpoints
+from tp_solver.solve.deviations import Check, Estimate, scatter
+from tp_solver.solve.kernel_records import Comparisons, KernelRecords
 from tp_solver.solve.layout import Home
 from tp_solver.solve.marched import MarchedKernels, final_ranks
 from tp_solver.solve.methods import Linear, March
 from tp_solver.solve.prepare import Prepared
-from tp_solver.solve.replicates import Runs, estimates, nonlinear_statement, prepared_in_steps, shift, solution
+from tp_solver.solve.replicates import (
+    LONG_STEPS,
+    MAIN,
+    STEP_SIZE,
+    Runs,
+    estimates,
+    nonlinear_statement,
+    prepared_in_steps,
+    relative_errors,
+    solution,
+)
 from tp_solver.solve.solution import Solution, Status
 from tp_solver.solve.trajectory import Trajectory, first_capacity, march
 
 Tick = Callable[[int, float, int], None]
+
+
+HALF, COARSE, FINE = "half the samples", "looser tolerance", "tighter tolerance"
+"""Groups of runs beside the main one."""
+LOOSER = 4.0
+"""Tolerance of the runs that show the truncation, in units of that of the main runs."""
 
 
 def solve_march(
@@ -32,6 +52,7 @@ def solve_march(
     task: Task,
     gamma0: float,
     samples: int,
+    rtol: float | None,
     replicates: int,
     seed: int,
     method: March,
@@ -39,75 +60,128 @@ def solve_march(
     tick: Tick,
 ) -> Solution:
     """Replicated marches; standard errors hold the scatter, the finite-sample bias, the truncation and the step size
-    (``theory/limit_operator.md``, LO.7)."""
-    tol = method.tol if method.tol is not None else min(1e-2, 8 / samples)
-    flow = isinstance(theory.training, GradientFlow)
+    (``theory/limit_operator.md``, LO.7). A target ``rtol`` chooses the samples, the tolerance and the substeps by itself."""
     steps = theory.training.steps
     for name, given in (("times", method.times), ("recorded", method.recorded)):
         if given and max(given) > steps:
             raise InputError(name, max(given), f"times from 0 to {steps}", "times count reported steps; the last one is steps")
-    keep = method.times if method.times is not None else (0, steps)
-    few = min(2, replicates)
-    capacity: dict[Home, int] | None = None
     options = {"dtype": method.dtype, "times": method.times, "recorded": method.recorded}
     kept = checkpoints(folder, theory, task, gamma0, options)
+    marches = Marches(theory, task, gamma0, replicates, seed, method, kept, tick)
+    if rtol is not None:
+        return solve_to(rtol, method.substeps, marches.solution)
+    tol = method.tol if method.tol is not None else tolerance_for(samples)
+    return marches.solution(Effort(samples, tol, method.substeps), RESOLVED)
 
-    def runs(count: int, samples: int, tol: float, substeps: int) -> Runs[Trajectory]:
-        nonlocal capacity
-        prepared = prepared_in_steps(theory, task, substeps)
-        stride = substeps if flow else 1
+
+@dataclass
+class Marches:
+    """All runs of a solve, at whatever effort; compiled steps are shared between them.
+
+    Attributes:
+        capacity: room of every basis that was enough so far.
+    """
+
+    theory: LimitEquations
+    task: Task
+    gamma0: float
+    replicates: int
+    seed: int
+    method: March
+    kept: Checkpoints
+    tick: Tick
+    capacity: dict[Home, int] | None = None
+
+    @property
+    def flow(self) -> bool:
+        return isinstance(self.theory.training, GradientFlow)
+
+    def runs(self, samples: int, tol: float, substeps: int) -> Runs[Trajectory]:
+        """One march per replicate, up to an interrupt."""
+        prepared = prepared_in_steps(self.theory, self.task, substeps)
+        stride = substeps if self.flow else 1
+        method, steps = self.method, self.theory.training.steps
         dtype = jnp.dtype(method.dtype)
+        keep = method.times if method.times is not None else (0, steps)
         out = []
-        for k in range(count):
+        for k in range(self.replicates):
             trajectory = march(
                 prepared.setting,
                 prepared.columns,
-                SampledColumns(samples, (seed, k)),
+                SampledColumns(samples, (self.seed, k)),
                 Placement.of(samples, jax.devices()),
-                prepared.batch(gamma0, tol, dtype),
+                prepared.batch(self.gamma0, tol, dtype),
                 prepared.course,
-                capacity or first_capacity(prepared.columns, task.P),
+                self.capacity or first_capacity(prepared.columns, self.task.P),
                 prepared.test_inputs,
                 frozenset(t * stride for t in keep),
                 recorded_steps(prepared, method.recorded, steps, stride),
-                kept.of({"seed": seed, "replicate": k, "samples": samples, "tol": tol, "substeps": substeps}),
-                tick,
+                self.kept.of({"seed": self.seed, "replicate": k, "samples": samples, "tol": tol, "substeps": substeps}),
+                self.tick,
             )
-            capacity = dict(trajectory.capacity)
+            self.capacity = dict(trajectory.capacity)
             out.append(trajectory)
             if _interrupted(trajectory):
                 break
         return Runs(tuple(out), stride)
 
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        fine = method.substeps * 2 if flow else 1
-        prepared = prepared_in_steps(theory, task, fine)
-        main = runs(replicates, samples, tol, fine)
-        healthy = all(tr.failure is None for tr in main.trajectories)
-        others: dict[str, Runs[Trajectory]] = {}
-        if healthy and flow:
-            others["step size"] = runs(replicates, samples, tol, method.substeps)
-        if healthy and method.bias:
-            others["finite samples"] = runs(replicates, samples // 4 * 2, tol, fine)
-            others["truncation"] = runs(few, samples, tol / 4, fine)
-        cut = {kind for kind, r in others.items() if any(_interrupted(tr) for tr in r.trajectories)}
-        others = {kind: r for kind, r in others.items() if kind not in cut}
-        values, errors = estimates(main, others, prepared)
-    kernels = MarchedKernels(prepared, main.trajectories, main.stride, np.asarray(task.X), gamma0)
-    status, message = _outcome(main, samples, values["f"], errors["f"])
-    if cut:
-        status, message = Status.INTERRUPTED, f"all steps done, but not the runs that estimate {' and '.join(sorted(cut))}"
-    elif replicates == 1 and not others:
-        message += "; no error estimate from a single replicate"
-    details = {
-        "ranks": final_ranks(main.trajectories),
-        "tolerance": tol,
-        "samples": samples,
-        "replicates": len(main.trajectories),
-        "transfer identity": float(max((tr.identity.max() for tr in main.trajectories if len(tr.identity)), default=np.nan)),
-        "biases": {kind: float(np.sqrt(np.mean(shift(main.series("f"), r.series("f")) ** 2))) for kind, r in others.items()},
-    }
-    return solution(theory, task, gamma0, method.name, values, errors, kernels, status, message, details)
+    def groups(self, effort: Effort) -> tuple[dict[str, Runs[Trajectory]], list[Check]]:
+        """The main runs, those that show their errors, and which of them to compare."""
+        samples, tol = effort.samples, effort.tol
+        fine = effort.substeps * 2 if self.flow else 1
+        groups = {MAIN: self.runs(samples, tol, fine)}
+        checks: list[Check] = []
+        if any(tr.failure is not None for tr in groups[MAIN].trajectories):
+            return groups, checks
+        if self.flow:
+            groups[LONG_STEPS] = self.runs(samples, tol, effort.substeps)
+            checks.append(STEP_SIZE)
+        if self.method.bias:
+            half, loose = samples // 4 * 2, min(LOOSER * tol, 1.0)
+            groups[HALF] = self.runs(half, tol, fine)
+            checks.append(Check("finite samples", MAIN, HALF, half / (samples - half)))
+            groups[COARSE] = self.runs(half, loose, fine)
+            if loose > tol and _ranks(groups[COARSE]) != _ranks(groups[HALF]):
+                checks.append(Check("truncation", HALF, COARSE, tol / (loose - tol)))
+            else:  # the same directions show nothing
+                groups[FINE] = self.runs(half, tol / LOOSER, fine)
+                checks.append(Check("truncation", HALF, FINE, -LOOSER / (LOOSER - 1)))
+        return groups, checks
+
+    def solution(self, effort: Effort, target: float) -> Solution:
+        """Solve at a given effort; ``target`` is the largest relative standard error of f that passes."""
+        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+            groups, checks = self.groups(effort)
+            cut = {name for name, runs in groups.items() if name != MAIN and any(_interrupted(tr) for tr in runs.trajectories)}
+            unknown = [c.kind for c in checks if {c.near, c.far} & cut]
+            checks = [c for c in checks if c.kind not in unknown]
+            prepared = prepared_in_steps(self.theory, self.task, effort.substeps * 2 if self.flow else 1)
+            found = estimates(groups, checks, prepared)
+        main = groups[MAIN]
+        beside = {name: tuple(KernelRecords.of(tr, runs.stride) for tr in runs.trajectories) for name, runs in groups.items()}
+        compared = {name: beside[name] for c in checks for name in (c.near, c.far) if name != MAIN}
+        kernels = MarchedKernels(
+            prepared, main.trajectories, main.stride, np.asarray(self.task.X), self.gamma0, Comparisons(compared, tuple(checks))
+        )
+        status, message = _outcome(main, effort.samples, found.of["f"], target)
+        if unknown:
+            status, message = Status.INTERRUPTED, f"all steps done, but not the runs that estimate {' and '.join(sorted(unknown))}"
+        elif self.replicates == 1 and not checks:
+            message += "; no error estimate from a single replicate"
+        details = {
+            "ranks": final_ranks(main.trajectories),
+            "tolerance": effort.tol,
+            "samples": effort.samples,
+            "replicates": len(main.trajectories),
+            "transfer identity": float(max((tr.identity.max() for tr in main.trajectories if len(tr.identity)), default=np.nan)),
+            "errors": relative_errors(found.of["f"]),
+            "biases": found.deviations,
+            "removed": sorted(found.removed),
+        }
+        details |= {"substeps": effort.substeps} if self.flow else {}
+        if HALF in compared and (order := _sampling_order(main, groups[HALF])) is not None:
+            details["sampling order"] = order
+        return solution(self.theory, self.task, self.gamma0, self.method.name, found.of, kernels, status, message, details)
 
 
 def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Linear, tick: Tick) -> Solution:
@@ -142,12 +216,15 @@ def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Line
         prepared = prepared_in_steps(theory, task, fine)
         main = runs(fine)
         healthy = main.trajectories[0].failure is None
-        others = {"step size": runs(method.substeps)} if flow and healthy else {}
-        values, errors = estimates(main, others, prepared)
-    kernels = MarchedKernels(prepared, main.trajectories, main.stride, np.asarray(task.X), gamma0)
-    status, message = _outcome(main, None, values["f"], errors["f"])
-    details = {"ranks": final_ranks(main.trajectories), "tolerance": EXACT_TOL}
-    return solution(theory, task, gamma0, method.name, values, errors, kernels, status, message, details)
+        groups = {MAIN: main} | ({LONG_STEPS: runs(method.substeps)} if flow and healthy else {})
+        checks = [STEP_SIZE] if LONG_STEPS in groups else []
+        found = estimates(groups, checks, prepared)
+    compared = {name: tuple(KernelRecords.of(tr, r.stride) for tr in r.trajectories) for name, r in groups.items() if name != MAIN}
+    comparisons = Comparisons(compared, tuple(checks))
+    kernels = MarchedKernels(prepared, main.trajectories, main.stride, np.asarray(task.X), gamma0, comparisons)
+    status, message = _outcome(main, None, found.of["f"], RESOLVED)
+    details = {"ranks": final_ranks(main.trajectories), "tolerance": EXACT_TOL, "errors": relative_errors(found.of["f"])}
+    return solution(theory, task, gamma0, method.name, found.of, kernels, status, message, details)
 
 
 RECORDS = 2**28
@@ -174,15 +251,24 @@ RESOLVED = 0.05
 """Largest standard error of f, and largest violation of <(W x) y> = <x (W^T y)>, relative to their sizes, that passes."""
 
 
-ROUNDING = 1e-10
-"""A prediction below this is zero for the purpose of relative errors."""
+def _ranks(runs: Runs[Trajectory]) -> list[dict[Home, int]]:
+    return [dict(tr.used) for tr in runs.trajectories]
+
+
+def _sampling_order(main: Runs[Trajectory], half: Runs[Trajectory]) -> float | None:
+    """By which power of the samples the scatter of f falls; None where nothing scatters."""
+    sizes = [float(np.sqrt(np.mean(scatter(runs.series("f")) ** 2))) for runs in (main, half)]
+    if not min(sizes) > 0.0:
+        return None
+    count = [source.samples for runs in (main, half) if isinstance(source := runs.trajectories[0].source, SampledColumns)]
+    return float(np.log(sizes[1] / sizes[0]) / np.log(count[0] / count[1]))
 
 
 def _interrupted(trajectory: Trajectory) -> bool:
     return trajectory.failure is not None and trajectory.failure.status is Status.INTERRUPTED
 
 
-def _outcome(main: Runs[Trajectory], samples: int | None, f: np.ndarray, error: np.ndarray) -> tuple[Status, str]:
+def _outcome(main: Runs[Trajectory], samples: int | None, f: Estimate, target: float) -> tuple[Status, str]:
     """How the march ended; success needs the identity of transposition and the estimated error to be small."""
     failures = [tr.failure for tr in main.trajectories if tr.failure is not None]
     if failures:
@@ -192,10 +278,10 @@ def _outcome(main: Runs[Trajectory], samples: int | None, f: np.ndarray, error: 
     worst = max(max(tr.used.values()) for tr in main.trajectories)
     if samples is not None and worst > samples // 8:
         return Status.RANK_SATURATED, f"{worst} directions for {samples} samples; {Status.RANK_SATURATED.advice}"
-    relative = float(np.sqrt(np.mean(error**2) / max(np.mean(f**2), ROUNDING**2)))
+    relative = float(np.linalg.norm(list(relative_errors(f).values())))
     identity = max(float(tr.identity.max()) for tr in main.trajectories)
     advice = Status.STALLED.advice if main.stride == 1 else f"raise substeps (gradient flow), or {Status.STALLED.advice}"
-    if not relative <= RESOLVED:  # NaN does not pass
+    if not relative <= target:  # NaN does not pass
         return Status.STALLED, f"the estimated error of f is {relative:.1%} of its size; {advice}"
     if not identity <= RESOLVED:
         return Status.STALLED, f"<(W x) y> and <x (W^T y)> differ by {identity:.1%} of their size; {Status.STALLED.advice}"

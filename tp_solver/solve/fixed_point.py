@@ -25,7 +25,17 @@ from tp_solver.solve.layout import Home
 from tp_solver.solve.march import Batch, SiteState
 from tp_solver.solve.methods import FixedPoint
 from tp_solver.solve.prepare import Prepared
-from tp_solver.solve.replicates import Runs, estimates, nonlinear_statement, prepared_in_steps, solution
+from tp_solver.solve.replicates import (
+    LONG_STEPS,
+    MAIN,
+    STEP_SIZE,
+    Runs,
+    estimates,
+    nonlinear_statement,
+    prepared_in_steps,
+    relative_errors,
+    solution,
+)
 from tp_solver.solve.site_process import sides, site_populations, tangent_kernel
 from tp_solver.solve.solution import Solution, Status
 from tp_solver.solve.stored import StoredKernels, averaged, final_states, reported_kernels
@@ -109,13 +119,13 @@ def solve_fixed_point(
     with jax.enable_x64(True), np.errstate(over="ignore", invalid="ignore"):  # non-finite fields are looked for, and reported
         main = runs(finest)
         healthy = all(run.status is Status.CONVERGED for run in main.trajectories)
-        others = {"step size": runs(method.substeps)} if flow and healthy else {}
+        groups = {MAIN: main} | ({LONG_STEPS: runs(method.substeps)} if flow and healthy else {})
         prepared = prepared_in_steps(theory, task, finest)
-        values, scatter = estimates(main, others, prepared)
+        found = estimates(groups, [STEP_SIZE] if LONG_STEPS in groups else [], prepared).of
         good = [run for run in main.trajectories if run.state is not None]
         if exact and good:
             _exact_responses(good[0], prepared, gamma0, finest)
-    every = [run for runs in (main, *others.values()) for run in runs.trajectories]
+    every = [run for runs in groups.values() for run in runs.trajectories]
     means, spreads = averaged([run.reported for run in good])
     fields = {
         t: {k: np.concatenate([run.samples[t][k] for run in good]) for k in good[0].samples[t]} for t in (good[0].samples if good else ())
@@ -141,8 +151,9 @@ def solve_fixed_point(
         "exact": exact,
         "samples": samples,
         "replicates": len(main.trajectories),
+        "errors": relative_errors(found["f"]),
     }
-    return solution(theory, task, gamma0, method.name, values, scatter, kernels, status, message, details)
+    return solution(theory, task, gamma0, method.name, found, kernels, status, message, details)
 
 
 def _iterate(

@@ -90,6 +90,9 @@ class StaticKernels:
     def stderr(self, name: str, args: tuple[int, ...]) -> np.ndarray:
         return np.zeros_like(self.tangent)
 
+    def freedom(self, name: str, args: tuple[int, ...]) -> np.ndarray:
+        return np.full_like(self.tangent, np.inf)
+
     def arrays(self) -> dict[str, np.ndarray]:
         several = {} if self.e is None or self.e_cov is None else {"e": self.e, "e_cov": self.e_cov}
         kept = {"Phi": self.Phi_layers, "G": self.G_layers, "tangent": self.tangent, "coefficients": self.coefficients}

@@ -16,12 +16,15 @@ from tp_solver.numerics.noise import ExactColumns, SampledColumns
 from tp_solver.numerics.sites import Placement, fetched
 from tp_solver.program.statements import Layer, Product, Role
 from tp_solver.program.training import GradientFlow
+from tp_solver.solve.deviations import Check, Estimate, deviation, estimate
 from tp_solver.solve.formal import FormalResponses, formal_responses
+from tp_solver.solve.kernel_records import Comparisons, KernelRecords, within
 from tp_solver.solve.layout import Home, Layout
 from tp_solver.solve.machine import input_coordinates
 from tp_solver.solve.march import SiteState, at_time, new_points, predict, response_key
 from tp_solver.solve.operator import OperatorState
 from tp_solver.solve.prepare import Prepared, prepare
+from tp_solver.solve.replicates import MAIN
 from tp_solver.solve.solution import Fields
 from tp_solver.solve.trajectory import Trajectory
 
@@ -36,6 +39,7 @@ class MarchedKernels:
         stride: recorded steps per reported time (larger than 1 for a refined gradient flow).
         X: training inputs (P, D).
         gamma0: as solved.
+        comparisons: runs at other settings, for error bars.
     """
 
     prepared: Prepared
@@ -43,6 +47,7 @@ class MarchedKernels:
     stride: int
     X: np.ndarray
     gamma0: float
+    comparisons: Comparisons = field(default_factory=Comparisons)
     _formal: dict[int, FormalResponses] = field(default_factory=dict)
 
     @property
@@ -71,11 +76,29 @@ class MarchedKernels:
         return np.mean(self._replicates("ntk", (t,)), axis=0)
 
     def stderr(self, name: str, args: tuple[int, ...]) -> np.ndarray:
-        """Scatter over replicates (zero for a single exact one)."""
-        values = self._replicates(name, args)
-        if len(values) == 1:
-            return np.zeros_like(values[0])
-        return np.std(values, axis=0, ddof=1) / np.sqrt(len(values))
+        """Scatter, finite samples, truncation and step size as for f (LO.7); the scatter alone for A and B."""
+        return self._estimate(name, args).stderr
+
+    def freedom(self, name: str, args: tuple[int, ...]) -> np.ndarray:
+        """Degrees of freedom of the standard error."""
+        return self._estimate(name, args).effective_freedom
+
+    def _estimate(self, name: str, args: tuple[int, ...]) -> Estimate:
+        """Kernels are Gram matrices of samples and stay so: deviations are not removed from them."""
+        main = np.array(self._replicates(name, args))
+        errors = {}
+        if name in self._readers:
+            times = args if name == "ntk" else args[1:]
+            errors = {check.kind: self._deviation(check, main, name, args, times) for check in self.comparisons.checks}
+        return estimate(main, errors, frozenset(), isinstance(self.trajectories[0].source, SampledColumns))
+
+    def _deviation(self, check: Check, main: np.ndarray, name: str, args: tuple[int, ...], times: tuple[int, ...]) -> np.ndarray:
+        near, far = (self._records if g == MAIN else self.comparisons.groups[g] for g in (check.near, check.far))
+        if not all(t in run.recorded for run in (*near, *far) for t in times):  # a run that diverged before
+            return np.full_like(main, np.inf)
+        read = self._readers[name]
+        one, other = (np.array([read(run, *args) for run in group])[:, None] for group in (near, far))
+        return deviation(one, other, main[:, None], check.factor)[:, 0]
 
     def fields(self, layer: int, t: int) -> Fields:
         """Samples of all replicates, one after the other."""
@@ -117,18 +140,27 @@ class MarchedKernels:
     def _layer(self, layer: int) -> Layer:
         return self.plan.program.layers[layer - 1]
 
+    @property
+    def _records(self) -> tuple[KernelRecords, ...]:
+        return tuple(KernelRecords.of(tr, self.stride) for tr in self.trajectories)
+
+    @property
+    def _readers(self) -> dict[str, Callable[..., np.ndarray]]:
+        return {"Phi": self._feature, "G": self._gradient, "ntk": self._tangent}
+
     def _replicates(self, name: str, args: tuple[int, ...]) -> list[np.ndarray]:
-        readers: dict[str, Callable[..., np.ndarray]] = {}
-        readers |= {"Phi": self._feature, "G": self._gradient, "A": self._forward, "B": self._backward, "ntk": self._tangent}
-        return [readers[name](tr, *args) for tr in self.trajectories]
+        if name in self._readers:
+            return [self._readers[name](run, *args) for run in self._records]
+        response = {"A": self._forward, "B": self._backward}[name]
+        return [response(tr, *args) for tr in self.trajectories]
 
-    def _feature(self, tr: Trajectory, layer: int, t: int, s: int) -> np.ndarray:
-        return self._gram(tr, self._layer(layer).post, t, s)
+    def _feature(self, run: KernelRecords, layer: int, t: int, s: int) -> np.ndarray:
+        return self._gram(run, self._layer(layer).post, t, s)
 
-    def _gradient(self, tr: Trajectory, layer: int, t: int, s: int) -> np.ndarray:
-        return self._gram(tr, self._adjoint(self._layer(layer).pre), t, s)
+    def _gradient(self, run: KernelRecords, layer: int, t: int, s: int) -> np.ndarray:
+        return self._gram(run, self._adjoint(self._layer(layer).pre), t, s)
 
-    def _tangent(self, tr: Trajectory, t: int) -> np.ndarray:
+    def _tangent(self, run: KernelRecords, t: int) -> np.ndarray:
         if not self.prepared.setting.scalar:
             raise RangeError(
                 "ntk",
@@ -136,19 +168,19 @@ class MarchedKernels:
                 "one output",
                 "several outputs propagate loss gradients instead",
             )
-        return tr.ntk[tr.index(t * self.stride)]
+        return run.ntk[run.index(t)]
 
     def _adjoint(self, variable: str) -> str:
         if variable not in self.plan.backward.adjoints:
             raise RangeError("layer", variable, "a layer that the output depends on", "the gradient at this layer is zero")
         return self.plan.backward.adjoints[variable]
 
-    def _gram(self, tr: Trajectory, variable: str, t: int, s: int) -> np.ndarray:
-        i, j = tr.index(t * self.stride), tr.index(s * self.stride)
-        c = tr.coordinates[variable]
+    def _gram(self, run: KernelRecords, variable: str, t: int, s: int) -> np.ndarray:
+        i, j = run.index(t), run.index(s)
+        c = run.coordinates[variable]
         gram = c[i] @ c[j].T
         if t == s:  # the diagonal does not suffer from the truncation
-            np.fill_diagonal(gram, tr.squares[variable][i])
+            np.fill_diagonal(gram, run.squares[variable][i])
         return gram
 
     def _forward(self, tr: Trajectory, layer: int, t: int, s: int) -> np.ndarray:
@@ -223,7 +255,7 @@ class MarchedKernels:
             stream = tr.source
             out[f"{pre}stream"] = np.array([stream.samples, *stream.seed] if isinstance(stream, SampledColumns) else [], dtype=np.int64)
             out |= {f"{pre}state/{n}": fetched(a) for n, a in state_leaves(tr.state)}
-        return out
+        return out | {f"comparisons/{n}": a for n, a in self.comparisons.arrays().items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], theory: Any, task: Any, gamma0: float) -> MarchedKernels:
@@ -256,7 +288,8 @@ class MarchedKernels:
                     source_from_stream(mine["stream"]), {}, {}, None,
                 )
             )  # fmt: skip
-        return cls(prepared, tuple(trajectories), stride, np.asarray(task.X), gamma0)
+        comparisons = Comparisons.from_arrays(within(arrays, "comparisons/"))
+        return cls(prepared, tuple(trajectories), stride, np.asarray(task.X), gamma0, comparisons)
 
 
 def state_leaves(state: SiteState) -> list[tuple[str, Any]]:

@@ -14,13 +14,13 @@ class March:
     """The causal limit operator: any program, one pass in time.
 
     Args:
-        tol: directions whose share of the squared size is below this are dropped; None chooses 8 / samples, what the
-            samples can resolve.
+        tol: directions whose share of the squared size is below this are dropped; None chooses 4 / samples, what the
+            samples can resolve, at most 0.01.
         times: times whose single-site samples are kept for densities; None keeps the first and the last.
         recorded: times whose kernels are recorded (A and B need every step up to theirs); None records all times of a short run, and
             21 evenly spaced ones where all would take more than a quarter of a GiB.
-        bias: whether to spend two further runs of half the samples and of a quarter of the tolerance, so that standard errors
-            hold the finite-sample bias and the truncation, which repeats do not show.
+        bias: whether to repeat all replicates with half the samples, at the same tolerance and at four times it, so that standard
+            errors hold the finite-sample bias and the truncation, which repeats do not show.
         substeps: gradient flow only: Euler steps per reported interval (the result is extrapolated from this and twice as
             many; the difference enters the standard error).
         dtype: "float64" or "float32".

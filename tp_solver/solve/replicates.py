@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from tp_solver.limit.equations import LimitEquations
+from tp_solver.numerics.noise import ExactColumns, SampledColumns
 from tp_solver.program.statements import Average, Map, Program, Statement, symbol
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientFlow
+from tp_solver.solve.deviations import Check, Estimate, deviation, estimate, estimate_of, removable, resolved
 from tp_solver.solve.machine import loss_and_error
 from tp_solver.solve.prepare import Prepared, prepare
 from tp_solver.solve.solution import Solution, Status
 
 
 class Recorded(Protocol):
-    """What every replicate answers: outputs f (T, P, K), at new points (T, P_new, K) or None, loss (T,)."""
+    """What every replicate answers: outputs f (T, P, K), at new points (T, P_new, K) or None, its columns."""
 
     @property
     def f(self) -> np.ndarray: ...
@@ -28,10 +30,17 @@ class Recorded(Protocol):
     def f_new(self) -> np.ndarray | None: ...
 
     @property
-    def loss(self) -> np.ndarray: ...
+    def source(self) -> SampledColumns | ExactColumns: ...
 
 
 R = TypeVar("R", bound=Recorded)
+MAIN = "main"
+"""The group of runs whose values are reported."""
+LONG_STEPS = "long steps"
+STEP_SIZE = Check("step size", MAIN, LONG_STEPS, 1.0, always=True)
+"""Of a flow: the main runs take two Euler steps for every one of the others."""
+ROUNDING = 1e-10
+"""A prediction below this is zero for the purpose of relative errors."""
 
 
 @dataclass(frozen=True)
@@ -47,48 +56,68 @@ class Runs(Generic[R]):
         rows = min(len(v) for v in values)
         return np.array([v[: rows : self.stride] for v in values])
 
+    @property
+    def sampled(self) -> bool:
+        """Whether sites are samples."""
+        return any(isinstance(tr.source, SampledColumns) for tr in self.trajectories)
+
 
 def prepared_in_steps(theory: LimitEquations, task: Task, substeps: int) -> Prepared:
     """A flow becomes gradient descent with that many steps per reported interval."""
     return prepare(theory, task, theory.training.refined(substeps) if isinstance(theory.training, GradientFlow) else None)
 
 
-def estimates(main: Runs[R], others: Mapping[str, Runs[R]], prepared: Prepared) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Values and standard errors of f, loss, f_test, loss_test, each f with an output axis."""
-    values: dict[str, np.ndarray] = {}
-    errors: dict[str, np.ndarray] = {}
-    others_series = {kind: _series(runs, prepared) for kind, runs in others.items()}
-    for name, samples in _series(main, prepared).items():
-        value = samples.mean(axis=0)
-        variance = samples.var(axis=0, ddof=1) / len(samples) if len(samples) > 1 else np.zeros_like(value)
-        for kind, series in others_series.items():
-            moved = shift(samples, series[name])
-            variance = variance + moved**2
-            if kind == "step size":  # first order in the step: extrapolate, and keep the whole difference as its error
-                value = value - np.where(np.isfinite(moved), moved, 0.0)  # steps too long to go on leave nothing to extrapolate from
-        values[name], errors[name] = value, np.sqrt(variance)
+class Estimates(NamedTuple):
+    """What groups of runs say.
+
+    Attributes:
+        of: "f", "loss" and, where there are test points, "f_test", "loss_test"; each f with an output axis.
+        deviations: kind -> root mean square of what runs at another setting say about the error of f, before any removal.
+        removed: the kinds that were removed.
+    """
+
+    of: dict[str, Estimate]
+    deviations: dict[str, float]
+    removed: frozenset[str]
+
+
+def estimates(runs: Mapping[str, Runs[R]], checks: Sequence[Check], prepared: Prepared) -> Estimates:
+    """Estimates of f, loss, f_test, loss_test.
+
+    Args:
+        runs: groups by name, the reported one as :data:`MAIN`.
+        checks: which groups differ in what; what the deviations of f say about removing is done everywhere.
+    """
+    main = runs[MAIN]
+    series = {name: _series(group, prepared) for name, group in runs.items()}
+    errors = {
+        name: {c.kind: deviation(series[c.near][name], series[c.far][name], series[MAIN][name], c.factor) for c in checks}
+        for name in series[MAIN]
+    }
+    always = frozenset(c.kind for c in checks if c.always)
+    removed = removable(series[MAIN]["f"], errors["f"], always)
+    out = {name: estimate(values, errors[name], removed, main.sampled) for name, values in series[MAIN].items()}
     # f is deterministic, so its loss is that of the mean; the mean of the losses would be larger by the scatter squared
-    values["loss"] = _loss(values["f"], prepared.y, prepared)
-    if "loss_test" in values and prepared.y_test is not None:
-        values["loss_test"] = _loss(values["f_test"], prepared.y_test, prepared)
-    return values, errors
+    out["loss"] = estimate_of(lambda f: _loss(f, prepared.y, prepared), series[MAIN]["f"], errors["f"], removed, main.sampled)
+    labels = prepared.y_test
+    if "f_test" in out and labels is not None:
+        out["loss_test"] = estimate_of(
+            lambda f: _loss(f, labels, prepared), series[MAIN]["f_test"], errors["f_test"], removed, main.sampled
+        )
+    return Estimates(out, {kind: float(np.sqrt(resolved(error).square)) for kind, error in errors["f"].items()}, removed)
 
 
-def shift(main: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Mean difference to the main runs of the same replicates."""
-    rows = min(main.shape[1], other.shape[1])
-    out = np.full(main.shape[1:], np.inf)
-    out[:rows] = other[:, :rows].mean(axis=0) - main[: len(other), :rows].mean(axis=0)
-    return out
+def relative_errors(f: Estimate) -> dict[str, float]:
+    """Root mean squares over times and points of the parts of the standard error of f, relative to that of f."""
+    size = max(float(np.sqrt(np.mean(f.value**2))) if f.value.size else 0.0, ROUNDING)
+    return {kind: float(np.sqrt(np.mean(part**2))) / size for kind, part in f.parts.items()} if f.value.size else {}
 
 
 def _series(runs: Runs[R], prepared: Prepared) -> dict[str, np.ndarray]:
-    """What is reported, per replicate and time."""
-    out = {"f": runs.series("f"), "loss": runs.series("loss")}
+    """What every replicate has of its own, per time: its outputs."""
+    out = {"f": runs.series("f")}
     if runs.trajectories[0].f_new is not None:
         out["f_test"] = runs.series("f_new")
-        if prepared.y_test is not None:
-            out["loss_test"] = _loss(out["f_test"], prepared.y_test, prepared)
     return out
 
 
@@ -101,18 +130,26 @@ def _loss(f: np.ndarray, labels: np.ndarray, prepared: Prepared) -> np.ndarray:
 
 
 def solution(
-    theory: LimitEquations, task: Task, gamma0: float, method: str, values: dict[str, np.ndarray], errors: dict[str, np.ndarray],
+    theory: LimitEquations, task: Task, gamma0: float, method: str, found: Mapping[str, Estimate],
     kernels: Any, status: Status, message: str, details: dict[str, Any],
 ) -> Solution:  # fmt: skip
-    def squeezed(a: np.ndarray | None) -> np.ndarray | None:
-        return a[..., 0] if a is not None and task.scalar(theory.training.loss) else a
+    """The record; outputs of a single-output task lose their output axis."""
+    scalar = task.scalar(theory.training.loss)
 
-    shown = {k: (squeezed(v) if k.startswith("f") else v) for k, v in errors.items()}
-    f = squeezed(values["f"])
-    assert f is not None
+    def shown(name: str, a: np.ndarray) -> np.ndarray:
+        return a[..., 0] if scalar and name.startswith("f") else a
+
+    values, errors, freedom = (
+        {name: shown(name, a) for name, a in arrays.items()}
+        for arrays in (
+            {name: e.value for name, e in found.items()},
+            {name: e.stderr for name, e in found.items()},
+            {name: e.effective_freedom for name, e in found.items()},
+        )
+    )
     return Solution(
-        theory, task, gamma0, method, f, values["loss"], squeezed(values.get("f_test")), values.get("loss_test"),
-        {k: v for k, v in shown.items() if v is not None}, kernels, status, message, details=details,
+        theory, task, gamma0, method, values["f"], values["loss"], values.get("f_test"), values.get("loss_test"),
+        errors, kernels, status, message, details=details, freedom=freedom,
     )  # fmt: skip
 
 

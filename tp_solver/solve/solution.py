@@ -57,6 +57,13 @@ class Fields(NamedTuple):
     z: np.ndarray
 
 
+class Interval(NamedTuple):
+    """Lower and upper bounds of an array, entry by entry."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+
 class Kernels(Protocol):
     """Order parameters of a solution; layers count from 1, all answers are (P, P) arrays.
 
@@ -83,6 +90,10 @@ class Kernels(Protocol):
         """Standard error of Phi, G, A, B or ntk; zeros where nothing was sampled."""
         ...
 
+    def freedom(self, name: str, args: tuple[int, ...]) -> np.ndarray:
+        """Degrees of freedom of that standard error; infinite where it is known, or its error is Gaussian."""
+        ...
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything needed to rebuild the kernels from a file."""
         ...
@@ -99,6 +110,7 @@ class Solution:
         f_cov: kernel regime only: covariance of the predictions over the random initial function, (steps + 1, Pa, Pa) over
             training then test points, per output; None where the limit is deterministic.
         errors: standard errors of f, loss, f_test, loss_test: scatter over replicates plus estimated biases.
+        freedom: their degrees of freedom (zero: a single replicate); infinite for what is not listed.
         theory, task, gamma0, method: what was solved, and how.
         status, message: how it ended (see :class:`Status`).
         details: figures of the run, e.g. ranks, residuals, iterations.
@@ -118,6 +130,7 @@ class Solution:
     message: str
     f_cov: np.ndarray | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    freedom: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def success(self) -> bool:
@@ -227,6 +240,33 @@ class Solution:
             raise InputError("name", name, "a quantity that was computed", "give the task X_test and y_test")
         return self.errors[name]
 
+    def interval(self, name: str, *args: int, level: float = 0.95) -> Interval:
+        """Bounds between which the limit lies with that probability, entry by entry (``theory/limit_operator.md``, LO.7).
+
+        The standard error times the quantile of Student's distribution: few replicates know their scatter badly. A single
+        replicate does not know it at all, and its bounds are infinite.
+
+        Args:
+            name, args: as for :meth:`stderr`.
+            level: between 0 and 1.
+
+        Raises:
+            InputError: as :meth:`stderr`, and for a level out of range. RangeError: for a layer or time out of range.
+        """
+        from scipy.stats import t as student_t  # slow to import
+
+        level = checks.number("level", level, above=0.0)
+        if level >= 1.0:
+            raise InputError("level", level, "a number below 1", "level=0.95 leaves one in twenty out")
+        error = self.stderr(name, *args)
+        kernels: dict[str, Callable[..., np.ndarray]] = {"Phi": self.Phi, "G": self.G, "A": self.A, "B": self.B, "ntk": self.ntk}
+        known = np.full(error.shape, np.inf)
+        freedom = self.kernels.freedom(name, args) if name in kernels else self.freedom.get(name, known)
+        value = kernels[name](*args) if name in kernels else getattr(self, name)
+        sampled = freedom > 0
+        half = np.where(sampled, student_t.ppf(0.5 + level / 2, np.where(sampled, freedom, 1.0)) * error, np.inf)
+        return Interval(value - half, value + half)
+
     def save(self, path: Any) -> None:
         """Write everything, the inputs included, to one .npz file (atomically, no pickle); :func:`tp_solver.load` reads it."""
         from tp_solver.storage import save_solution
@@ -257,6 +297,7 @@ class Solution:
             f"solution of {self.theory.program.name}, {self.theory.parameterization.name}, gamma0 = {self.gamma0:g}",
             f"  {self.theory.training}",
             f"  method {self.method}: {self.status} ({self.message})",
+            *self._shares(),
             f"  {'step':>6} {'loss':>12} {'s.e.':>9}" + (f" {'test loss':>12} {'s.e.':>9}" if self.loss_test is not None else ""),
         ]
         for t in sorted({0, self.steps // 4, self.steps // 2, self.steps}) if len(self.f) else ():  # a first state may be bad
@@ -265,5 +306,11 @@ class Solution:
                 row += f" {self.loss_test[t]:>12.6f} {self.errors['loss_test'][t]:>9.1e}"
             lines.append(row)
         return "\n".join(lines)
+
+    def _shares(self) -> list[str]:
+        """A line on the error of f, where it is known."""
+        shares = self.details.get("errors") or {}
+        named = ", ".join(f"{kind} {share:.2g}" for kind, share in shares.items())
+        return [f"  standard error of f, relative: {named}"] if named else []
 
     __repr__ = __str__

@@ -79,6 +79,11 @@ class StoredKernels:
             return np.zeros_like(self._read(self.means, name, args))
         return self._read(self.scatters, name, args)
 
+    def freedom(self, name: str, args: tuple[int, ...]) -> np.ndarray:
+        """Replicates less one; infinite for exact sites, zero for a single sampled replicate."""
+        sampled = any(isinstance(source, SampledColumns) for source in self.sources)
+        return np.full_like(self._read(self.means, name, args), len(self.sources) - 1 if sampled else np.inf)
+
     def fields(self, layer: int, t: int) -> Fields:
         """Samples of all replicates, one after the other; z is empty where the output does not depend on the layer."""
         if t not in self.samples:
