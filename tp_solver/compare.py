@@ -264,9 +264,9 @@ def _table(sol: Solution, ens: Ensemble, widest: int) -> tuple[list[Row], list[s
             notes.append(f"with {sol.theory.training.loss.name} loss a centred net does not follow the mean over initial functions")
     else:
         for name in ("loss", "loss_test") if scored else ("loss",):
-            rows += _numbers(name, getattr(sol, name), getattr(ens, name)[widest], _errors(sol, ens, widest, name))
+            rows += _numbers(name, getattr(sol, name), _nets(sol, ens, widest, name), _errors(sol, ens, widest, name))
     for name in ("f", "f_test") if test else ("f",):
-        rows += _arrays(name, getattr(sol, name), getattr(ens, name)[widest], _errors(sol, ens, widest, name))
+        rows += _arrays(name, getattr(sol, name), _nets(sol, ens, widest, name), _errors(sol, ens, widest, name))
     if _random(sol, ens):
         rows += _variances(sol, ens, widest, test)
     last = ens.times[-1]
@@ -279,7 +279,17 @@ def _table(sol: Solution, ens: Ensemble, widest: int) -> tuple[list[Row], list[s
 
 def _errors(sol: Solution, ens: Ensemble, widest: int, name: str) -> np.ndarray:
     """Combined standard error: of the mean over seeds, and of the solution."""
-    return np.hypot(sol.stderr(name), ens.stderr(name)[widest])
+    return np.hypot(sol.stderr(name), ens.stderr(name)[widest][_rows(sol, name)])
+
+
+def _nets(sol: Solution, ens: Ensemble, widest: int, name: str) -> np.ndarray:
+    """Series of the nets (seeds, times, ...) at the times that the solution has."""
+    series: np.ndarray = getattr(ens, name)[widest]
+    return series[:, _rows(sol, name)]
+
+
+def _rows(sol: Solution, name: str) -> list[int]:
+    return list(sol.test_times) if name.endswith("_test") else list(range(len(sol.f)))
 
 
 def _numbers(name: str, theory: np.ndarray, nets: np.ndarray, error: np.ndarray) -> Iterator[Row]:

@@ -58,11 +58,10 @@ def loss_curves(*records: Record, test: bool = False, axes: Axes | None = None) 
         ax = _axes(axes, (4.2, 3.2))
         lines = [line for r in _records(records) for line in _series(r, name)]
         for line in sorted(lines, key=lambda line: line.theory):
-            time = np.linspace(0.0, line.end, len(line.mean))
             look = {"color": line.color, "label": line.label, "zorder": 3 if line.theory else 2}
-            ax.plot(time, line.mean, linestyle=(0, (4, 2)) if line.theory and len(lines) > 1 else "-", **look)
+            ax.plot(line.time, line.mean, linestyle=(0, (4, 2)) if line.theory and len(lines) > 1 else "-", **look)
             low, high = line.mean - 2 * line.error, line.mean + 2 * line.error
-            ax.fill_between(time, np.maximum(low, 1e-3 * np.abs(line.mean)), high, color=line.color, alpha=0.18, linewidth=0)
+            ax.fill_between(line.time, np.maximum(low, 1e-3 * np.abs(line.mean)), high, color=line.color, alpha=0.18, linewidth=0)
         values = np.concatenate([line.mean for line in lines])
         if values.min() > 0 and values.max() > 10 * values.min():
             ax.set_yscale("log")
@@ -238,30 +237,26 @@ class _Line(NamedTuple):
 
     label: str
     color: Any
+    time: np.ndarray
     mean: np.ndarray
     error: np.ndarray
     theory: bool
-    end: float
 
 
 def _series(record: Record, name: str) -> list[_Line]:
     if getattr(record, name) is None:
         raise InputError(name, "a record without test labels", "a record with them", "give the task X_test and y_test")
     training = _theory(record).training
-    end = (
-        training.time
-        if isinstance(training, GradientFlow)
-        else float(len(record.f) - 1 if isinstance(record, Solution) else training.steps)
-    )
+    unit = training.time / training.steps if isinstance(training, GradientFlow) else 1.0
     if isinstance(record, Solution):
-        return [
-            _Line("theory, $N = \\infty$", THEORY, record.loss if name == "loss" else getattr(record, name), record.stderr(name), True, end)
-        ]
+        time = unit * np.asarray(record.test_times if name == "loss_test" else range(len(record.f)))
+        return [_Line("theory, $N = \\infty$", THEORY, time, getattr(record, name), record.stderr(name), True)]
     values = getattr(record, name)
+    time = unit * np.arange(values.shape[-1])
     with np.errstate(over="ignore", invalid="ignore"):  # of nets that blew up, the part before that is drawn
         errors = record.stderr(name) if len(record.seeds) > 1 else np.zeros_like(values[:, 0])
     colours = _colours(record.widths)
-    return [_Line(f"nets, $N = {w}$", colours[w], values[k].mean(axis=0), errors[k], False, end) for k, w in enumerate(record.widths)]
+    return [_Line(f"nets, $N = {w}$", colours[w], time, values[k].mean(axis=0), errors[k], False) for k, w in enumerate(record.widths)]
 
 
 def _image(record: Record, name: str, layer: int, t: int) -> np.ndarray:

@@ -67,7 +67,9 @@ def _solution(record: Record) -> Solution:
     gamma0 = checks.number("gamma0", header["gamma0"], minimum=0.0)
     reader = _known("header", "kernels", header["kernels"], KERNEL_READERS)
     arrays = record.arrays
-    _fit(arrays, task)
+    rows = header.get("tested")  # files of earlier versions tested at all times
+    tested = None if rows is None else tuple(checks.integer("tested", t, minimum=0) for t in rows)
+    _fit(arrays, task, len(arrays["loss"]) if tested is None else len(tested))
     return Solution(
         theory,
         task,
@@ -84,6 +86,7 @@ def _solution(record: Record) -> Solution:
         arrays.get("f_cov"),
         header["details"],
         record.group("freedom"),
+        tested,
     )
 
 
@@ -109,9 +112,9 @@ def _known(field: str, what: str, name: Any, table: Mapping[str, Any]) -> Any:
     return table[name]
 
 
-def _fit(arrays: Mapping[str, np.ndarray], task: Task) -> None:
+def _fit(arrays: Mapping[str, np.ndarray], task: Task, tested: int) -> None:
     rows = len(arrays["loss"])
     tests = 0 if task.X_test is None else len(task.X_test)
-    for name, start in {"f": (rows, task.P), "f_test": (rows, tests), "loss_test": (rows,)}.items():
+    for name, start in {"f": (rows, task.P), "f_test": (tested, tests), "loss_test": (tested,)}.items():
         if name in arrays and arrays[name].shape[: len(start)] != start:
             raise FileFormatError(name, f"shape {arrays[name].shape}", f"a shape that begins with {start}", "the file is damaged")

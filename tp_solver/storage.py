@@ -67,6 +67,7 @@ def save_solution(solution: Solution, path: Any) -> None:
         "message": solution.message,
         "kernels": type(solution.kernels).__name__,
         "details": _plain(solution.details),
+        "tested": None if solution.tested is None else list(solution.tested),
     }
     write_record(path, Record("solution", header, arrays | _task_arrays(solution.task)))
 

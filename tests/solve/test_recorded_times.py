@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import tp_solver as tp
-from tp_solver.solve.feature import recorded_steps
+from tp_solver.plot import loss_curves
+from tp_solver.solve.feature import prediction_steps, recorded_steps
 from tp_solver.solve.prepare import prepare
 
 TASK = tp.Task(np.random.default_rng(2).standard_normal((4, 5)), [1.0, -1.0, 0.5, -0.5], np.eye(5)[:2])
@@ -33,6 +34,32 @@ def test_recorded_times_do_not_change_the_run(tmp_path):
         again.ntk(4)
 
 
+def test_test_points_are_predicted_at_chosen_times(tmp_path):
+    task = tp.Task(TASK.X, TASK.y, TASK.X_test, [1.0, -1.0])
+    every, few = (tp.solve(THEORY, task, 1.0, samples=256, replicates=2, method=tp.March(tested=times)) for times in (None, (0, 5)))
+    assert every.test_times == tuple(range(9)) and few.test_times == (0, 5)
+    for name in ("f_test", "loss_test"):
+        assert np.array_equal(getattr(few, name), getattr(every, name)[[0, 5]])
+        # what is significant is judged over all rows together
+        assert few.stderr(name) == pytest.approx(every.stderr(name)[[0, 5]], rel=0.01)
+    few.save(tmp_path / "few")
+    again = tp.load(tmp_path / "few")
+    assert again.test_times == (0, 5) and np.array_equal(again.loss_test, few.loss_test)
+    nets = tp.simulate(tp.mlp(depth=2, activation=tp.tanh), tp.muP, THEORY.training, task, 1.0, widths=(64, 128), seeds=2)
+    rows = {row.quantity: row for row in tp.compare(few, nets).rows}
+    assert rows["loss_test, final"].theory == few.loss_test[-1]
+    assert rows["loss_test, final"].nets == pytest.approx(nets.loss_test[-1, :, 5].mean())
+    assert [len(line.get_xdata()) for line in loss_curves(few, nets, test=True).axes[0].lines] == [9, 9, 2]
+
+
+def test_many_test_points_are_predicted_rarely_by_themselves():
+    rng = np.random.default_rng(2)
+    many = tp.Task(TASK.X, TASK.y, rng.standard_normal((1000, 5)))
+    chosen = prediction_steps(prepare(THEORY, many), None, 1000, 2)
+    assert len(chosen) == 21 and {0, 1000, 2000} <= chosen
+    assert prediction_steps(prepare(THEORY, many), None, 8, 1) == frozenset(range(9))
+
+
 def test_unrecorded_times_are_refused():
     few = solved(recorded=(0, 3, 8))
     with pytest.raises(tp.RangeError, match=r"0, 3, 8.*March\(recorded"):
@@ -57,7 +84,7 @@ def test_bad_times(recorded):
         tp.March(recorded=recorded)
 
 
-@pytest.mark.parametrize("name", ["recorded", "times"])
+@pytest.mark.parametrize("name", ["recorded", "times", "tested"])
 def test_times_after_the_end(name):
     with pytest.raises(tp.InputError, match=f"{name}: got 9"):
         solved(**{name: (0, 9)})

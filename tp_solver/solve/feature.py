@@ -62,10 +62,10 @@ def solve_march(
     """Replicated marches; standard errors hold the scatter, the finite-sample bias, the truncation and the step size
     (``theory/limit_operator.md``, LO.7). A target ``rtol`` chooses the samples, the tolerance and the substeps by itself."""
     steps = theory.training.steps
-    for name, given in (("times", method.times), ("recorded", method.recorded)):
+    for name, given in (("times", method.times), ("recorded", method.recorded), ("tested", method.tested)):
         if given and max(given) > steps:
             raise InputError(name, max(given), f"times from 0 to {steps}", "times count reported steps; the last one is steps")
-    options = {"dtype": method.dtype, "times": method.times, "recorded": method.recorded}
+    options = {"dtype": method.dtype, "times": method.times, "recorded": method.recorded, "tested": method.tested}
     kept = checkpoints(folder, theory, task, gamma0, options)
     marches = Marches(theory, task, gamma0, replicates, seed, method, kept, tick)
     if rtol is not None:
@@ -116,6 +116,7 @@ class Marches:
                 prepared.test_inputs,
                 frozenset(t * stride for t in keep),
                 recorded_steps(prepared, method.recorded, steps, stride),
+                prediction_steps(prepared, method.tested, steps, stride),
                 self.kept.of({"seed": self.seed, "replicate": k, "samples": samples, "tol": tol, "substeps": substeps}),
                 self.tick,
             )
@@ -181,7 +182,8 @@ class Marches:
         details |= {"substeps": effort.substeps} if self.flow else {}
         if HALF in compared and (order := _sampling_order(main, groups[HALF])) is not None:
             details["sampling order"] = order
-        return solution(self.theory, self.task, self.gamma0, self.method.name, found.of, kernels, status, message, details)
+        tested = tuple(t // main.stride for t in main.trajectories[0].tested)
+        return solution(self.theory, self.task, self.gamma0, self.method.name, found.of, kernels, status, message, details, tested)
 
 
 def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Linear, tick: Tick) -> Solution:
@@ -206,6 +208,7 @@ def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Line
             prepared.test_inputs,
             frozenset((0, steps * stride)),
             frozenset(range(steps * stride + 1)),
+            frozenset(range(0, steps * stride + 1, stride)),
             Checkpoint(None),
             tick,
         )
@@ -240,6 +243,20 @@ def recorded_steps(prepared: Prepared, wanted: tuple[int, ...] | None, steps: in
     each = 8 * P * ((len(plan.homes) + len(plan.hidden_products())) * (4 * P + 20) + P)
     if each * (steps * stride + 1) <= RECORDS:
         return frozenset(range(steps * stride + 1))
+    return frozenset(int(t) * stride for t in np.linspace(0, steps, 21).round())
+
+
+PREDICTIONS = 2**16
+"""Predictions at test points, over all times, that cost little beside compiling a step."""
+
+
+def prediction_steps(prepared: Prepared, wanted: tuple[int, ...] | None, steps: int, stride: int) -> frozenset[int]:
+    """The steps at which test points are predicted, ``stride`` per reported time."""
+    if wanted is not None:
+        return frozenset(t * stride for t in wanted)
+    tests = 0 if prepared.test_inputs is None else len(prepared.test_inputs[0])
+    if tests <= 3 * len(prepared.x) or tests * (steps + 1) <= PREDICTIONS:  # a training point costs three passes forward
+        return frozenset(range(0, steps * stride + 1, stride))
     return frozenset(int(t) * stride for t in np.linspace(0, steps, 21).round())
 
 

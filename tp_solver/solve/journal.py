@@ -24,7 +24,7 @@ class Journal:
     """Series and records of a run, one entry per time.
 
     Attributes:
-        f, loss, identity: per time; new: outputs at new points, per time, empty without any.
+        f, loss, identity: per time; new: outputs at new points, per tested time.
         records: recorded time -> "ntk", "coordinates/...", "squares/...", "responses/..." -> array.
         fields: time -> variable -> samples.
         met: of the last time, see :class:`tp_solver.solve.march.Moment`.

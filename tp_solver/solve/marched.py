@@ -282,7 +282,7 @@ class MarchedKernels:
                 met[s.matrix][s.transpose, s.arg] = int(mine[f"met/{response_key(s.matrix, s.transpose, s.arg)}"])
             trajectories.append(
                 Trajectory(
-                    mine["f"], None, mine["loss"], mine["ntk"], mine["identity"],
+                    mine["f"], None, (), mine["loss"], mine["ntk"], mine["identity"],
                     tuple(map(int, mine.get("recorded", np.arange(len(mine["f"]))))), groups["coordinates"], groups["squares"],
                     groups["responses"], fields, state_from_leaves(prepared.setting.plan, groups["state"]), met,
                     source_from_stream(mine["stream"]), {}, {}, None,

@@ -19,6 +19,8 @@ class March:
         times: times whose single-site samples are kept for densities; None keeps the first and the last.
         recorded: times whose kernels are recorded (A and B need every step up to theirs); None records all times of a short run, and
             21 evenly spaced ones where all would take more than a quarter of a GiB.
+        tested: times at which the test points are predicted; None predicts them at all times, or at 21 evenly spaced ones where that would
+            cost more than the march itself (many test points and many steps).
         bias: whether to repeat all replicates with half the samples, at the same tolerance and at four times it, so that standard
             errors hold the finite-sample bias and the truncation, which repeats do not show.
         substeps: gradient flow only: Euler steps per reported interval (the result is extrapolated from this and twice as
@@ -32,12 +34,13 @@ class March:
     substeps: int = 4
     dtype: str = "float64"
     recorded: tuple[int, ...] | None = None
+    tested: tuple[int, ...] | None = None
     name = "march"
 
     def __post_init__(self) -> None:
         if self.tol is not None:
             object.__setattr__(self, "tol", checks.number("tol", self.tol, above=0.0, maximum=1.0))
-        for name in ("times", "recorded"):
+        for name in ("times", "recorded", "tested"):
             given = getattr(self, name)
             if given is not None:
                 if isinstance(given, (str, int)) or not hasattr(given, "__iter__"):

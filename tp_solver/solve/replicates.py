@@ -21,7 +21,7 @@ from tp_solver.solve.solution import Solution, Status
 
 
 class Recorded(Protocol):
-    """What every replicate answers: outputs f (T, P, K), at new points (T, P_new, K) or None, its columns."""
+    """What every replicate answers: outputs f (T, P, K), at new points (times, P_new, K) or None, its columns."""
 
     @property
     def f(self) -> np.ndarray: ...
@@ -55,6 +55,11 @@ class Runs(Generic[R]):
         values = [getattr(tr, name) for tr in self.trajectories]
         rows = min(len(v) for v in values)
         return np.array([v[: rows : self.stride] for v in values])
+
+    def predicted(self) -> np.ndarray | None:
+        """(replicates, tested times, P_new, K), cut to the shortest replicate."""
+        values = [tr.f_new for tr in self.trajectories if tr.f_new is not None]
+        return np.array([v[: min(len(v) for v in values)] for v in values]) if values else None
 
     @property
     def sampled(self) -> bool:
@@ -116,8 +121,8 @@ def relative_errors(f: Estimate) -> dict[str, float]:
 def _series(runs: Runs[R], prepared: Prepared) -> dict[str, np.ndarray]:
     """What every replicate has of its own, per time: its outputs."""
     out = {"f": runs.series("f")}
-    if runs.trajectories[0].f_new is not None:
-        out["f_test"] = runs.series("f_new")
+    if (new := runs.predicted()) is not None:
+        out["f_test"] = new
     return out
 
 
@@ -131,7 +136,7 @@ def _loss(f: np.ndarray, labels: np.ndarray, prepared: Prepared) -> np.ndarray:
 
 def solution(
     theory: LimitEquations, task: Task, gamma0: float, method: str, found: Mapping[str, Estimate],
-    kernels: Any, status: Status, message: str, details: dict[str, Any],
+    kernels: Any, status: Status, message: str, details: dict[str, Any], tested: tuple[int, ...] | None = None,
 ) -> Solution:  # fmt: skip
     """The record; outputs of a single-output task lose their output axis."""
     scalar = task.scalar(theory.training.loss)
@@ -149,7 +154,7 @@ def solution(
     )
     return Solution(
         theory, task, gamma0, method, values["f"], values["loss"], values.get("f_test"), values.get("loss_test"),
-        errors, kernels, status, message, details=details, freedom=freedom,
+        errors, kernels, status, message, details=details, freedom=freedom, tested=tested,
     )  # fmt: skip
 
 

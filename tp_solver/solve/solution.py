@@ -106,10 +106,11 @@ class Solution:
     Attributes:
         f: predictions on the training points, (steps + 1, P) or (steps + 1, P, K); row t is the state after t updates.
         loss: sum_mu p_mu l_mu, (steps + 1,).
-        f_test, loss_test: the same for the test points (mean over them), or None.
+        f_test, loss_test: the same for the test points (mean over them), or None; their rows are those of ``test_times``.
         f_cov: kernel regime only: covariance of the predictions over the random initial function, (steps + 1, Pa, Pa) over
             training then test points, per output; None where the limit is deterministic.
         errors: standard errors of f, loss, f_test, loss_test: scatter over replicates plus estimated biases.
+        tested: times of the rows of f_test and loss_test; None where they are all times.
         freedom: their degrees of freedom (zero: a single replicate); infinite for what is not listed.
         theory, task, gamma0, method: what was solved, and how.
         status, message: how it ended (see :class:`Status`).
@@ -131,6 +132,12 @@ class Solution:
     f_cov: np.ndarray | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     freedom: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tested: tuple[int, ...] | None = None
+
+    @property
+    def test_times(self) -> tuple[int, ...]:
+        """Times of the rows of f_test and loss_test."""
+        return tuple(range(len(self.f))) if self.tested is None else self.tested
 
     @property
     def success(self) -> bool:
@@ -303,7 +310,8 @@ class Solution:
         for t in sorted({0, self.steps // 4, self.steps // 2, self.steps}) if len(self.f) else ():  # a first state may be bad
             row = f"  {t:>6} {self.loss[t]:>12.6f} {self.errors['loss'][t]:>9.1e}"
             if self.loss_test is not None:
-                row += f" {self.loss_test[t]:>12.6f} {self.errors['loss_test'][t]:>9.1e}"
+                k = self.test_times.index(t) if t in self.test_times else None
+                row += f" {'':>22}" if k is None else f" {self.loss_test[k]:>12.6f} {self.errors['loss_test'][k]:>9.1e}"
             lines.append(row)
         return "\n".join(lines)
 

@@ -51,7 +51,8 @@ class Trajectory:
     """One replicate: arrays over the times 0..last, and the final state.
 
     Attributes:
-        f: (T + 1, P, K); f_new: (T + 1, P_new, K) or None; loss: (T + 1,).
+        f: (T + 1, P, K); loss: (T + 1,).
+        tested: the times that f_new (times, P_new, K) holds, ascending; None without new points.
         identity: (T + 1,) relative violation of <(W x) y> = <x (W^T y)>.
         recorded: the times that the next four hold, ascending.
         ntk: (times, P, P), without lr; coordinates: variable -> (times, P, R); squares: variable -> (times, P); responses: product
@@ -65,6 +66,7 @@ class Trajectory:
 
     f: np.ndarray
     f_new: np.ndarray | None
+    tested: tuple[int, ...]
     loss: np.ndarray
     ntk: np.ndarray
     identity: np.ndarray
@@ -113,13 +115,15 @@ def march(
     test_inputs: tuple[np.ndarray, np.ndarray] | None,
     keep: frozenset[int],
     recorded: frozenset[int],
+    tested: frozenset[int],
     checkpoint: Checkpoint,
     tick: Callable[[int, float, int], None],
 ) -> Trajectory:
     """Step through all updates of the course; a step that needs more room is repeated with more.
 
     ``test_inputs`` are coordinates (P_new, r) and squared norms (P_new,) outside the training inputs; ``keep`` are the times whose
-    samples are kept, ``recorded`` those whose kernels and responses are. The run goes on from its checkpoint, if there is one.
+    samples are kept, ``recorded`` those whose kernels and responses are, ``tested`` those at which the new points are predicted.
+    The run goes on from its checkpoint, if there is one.
     """
     dtype = batch.x.dtype
     steps, stream = len(course.p), _stream(source)
@@ -147,7 +151,7 @@ def march(
             now = replace(now, last=_restored(now.last, before, now.held))
             break
         new = None
-        if test_inputs is not None:
+        if test_inputs is not None and t in tested:
             if points is None:
                 points = new_points(columns, *test_inputs, source, before.size, placement, dtype)
             placed = points if course.static else at_time(points, _growth(course, t))
@@ -169,7 +173,7 @@ def march(
             checkpoint.save(now)
             failure = Failure(Status.INTERRUPTED, "Ctrl-C", t + 1)
             break
-    return _finished(setting, source, batch, now, test_inputs, failure)
+    return _finished(setting, source, batch, now, test_inputs, tested, failure)
 
 
 def _start(
@@ -193,6 +197,7 @@ def _finished(
     batch: Batch,
     now: Midway,
     test_inputs: tuple[np.ndarray, np.ndarray] | None,
+    tested: frozenset[int],
     failure: Failure | None,
 ) -> Trajectory:
     """The record of a run that is over."""
@@ -201,6 +206,7 @@ def _finished(
     return Trajectory(
         f=np.array(journal.f).reshape(-1, *batch.y.shape),
         f_new=np.array(journal.new).reshape(-1, len(test_inputs[0]), batch.y.shape[1]) if test_inputs is not None else None,
+        tested=tuple(sorted(tested))[: len(journal.new)],
         loss=np.array(journal.loss),
         ntk=np.array([kept["ntk"] for kept in journal.records.values()]),
         identity=np.array(journal.identity),
