@@ -22,6 +22,7 @@ from tp_solver.solve.deviations import Check, Estimate, scatter
 from tp_solver.solve.kernel_records import Comparisons, KernelRecords
 from tp_solver.solve.layout import Home
 from tp_solver.solve.marched import MarchedKernels, final_ranks
+from tp_solver.solve.memory import Load, march_bytes, physical_memory, require_memory
 from tp_solver.solve.methods import Linear, March
 from tp_solver.solve.prepare import Prepared
 from tp_solver.solve.replicates import (
@@ -103,6 +104,10 @@ class Marches:
         method, steps = self.method, self.theory.training.steps
         dtype = jnp.dtype(method.dtype)
         keep = method.times if method.times is not None else (0, steps)
+        recorded = recorded_steps(prepared, method.recorded, steps, stride)
+        load = Load(samples, self.replicates, dtype.itemsize, len(keep), len(recorded), prepared.course.carries)
+        budget = physical_memory() if method.memory is None else method.memory * 2**30
+        require_memory(prepared, load, self.capacity or first_capacity(prepared.columns, self.task.P), budget)
         out = []
         for k in range(self.replicates):
             trajectory = march(
@@ -115,9 +120,10 @@ class Marches:
                 self.capacity or first_capacity(prepared.columns, self.task.P),
                 prepared.test_inputs,
                 frozenset(t * stride for t in keep),
-                recorded_steps(prepared, method.recorded, steps, stride),
+                recorded,
                 prediction_steps(prepared, method.tested, steps, stride),
                 self.kept.of({"seed": self.seed, "replicate": k, "samples": samples, "tol": tol, "substeps": substeps}),
+                lambda capacity: march_bytes(prepared, load, capacity) <= budget,
                 self.tick,
             )
             self.capacity = dict(trajectory.capacity)
@@ -210,6 +216,7 @@ def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Line
             frozenset(range(steps * stride + 1)),
             frozenset(range(0, steps * stride + 1, stride)),
             Checkpoint(None),
+            lambda capacity: True,
             tick,
         )
         return Runs((trajectory,), stride)

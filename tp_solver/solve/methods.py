@@ -26,6 +26,8 @@ class March:
         substeps: gradient flow only: Euler steps per reported interval (the result is extrapolated from this and twice as
             many; the difference enters the standard error).
         dtype: "float64" or "float32".
+        memory: GiB that the march may take; None allows what the machine has. More is refused before anything is compiled; bases
+            that would outgrow it end the run with status "rank_saturated".
     """
 
     tol: float | None = None
@@ -35,6 +37,7 @@ class March:
     dtype: str = "float64"
     recorded: tuple[int, ...] | None = None
     tested: tuple[int, ...] | None = None
+    memory: float | None = None
     name = "march"
 
     def __post_init__(self) -> None:
@@ -46,6 +49,8 @@ class March:
                 if isinstance(given, (str, int)) or not hasattr(given, "__iter__"):
                     raise InputError(name, given, "a sequence of times", f"{name}=(0, 50, 100)")
                 object.__setattr__(self, name, tuple(checks.integer(name, t, minimum=0) for t in given))
+        if self.memory is not None:
+            object.__setattr__(self, "memory", checks.number("memory", self.memory, above=0.0, hint="memory is in GiB"))
         checks.flag("bias", self.bias)
         checks.integer("substeps", self.substeps, minimum=1)
         checks.one_of("dtype", self.dtype, ("float64", "float32"))

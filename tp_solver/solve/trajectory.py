@@ -117,13 +117,14 @@ def march(
     recorded: frozenset[int],
     tested: frozenset[int],
     checkpoint: Checkpoint,
+    affordable: Callable[[Mapping[Home, int]], bool],
     tick: Callable[[int, float, int], None],
 ) -> Trajectory:
     """Step through all updates of the course; a step that needs more room is repeated with more.
 
     ``test_inputs`` are coordinates (P_new, r) and squared norms (P_new,) outside the training inputs; ``keep`` are the times whose
     samples are kept, ``recorded`` those whose kernels and responses are, ``tested`` those at which the new points are predicted.
-    The run goes on from its checkpoint, if there is one.
+    The run goes on from its checkpoint, if there is one, and stops where bases would need room that is not ``affordable``.
     """
     dtype = batch.x.dtype
     steps, stream = len(course.p), _stream(source)
@@ -143,7 +144,12 @@ def march(
             now = now if before is None else replace(now, last=_restored(now.last, before, now.held))
             break
         if any(used[h] > now.capacity[h] for h in now.capacity):  # directions were lost: start again with more room
-            now, points = _start(columns, source, placement, roomier(now.capacity, used), course, dtype), None
+            more = roomier(now.capacity, used)
+            if not affordable(more):
+                failure = _outgrown(more, t)
+                now = replace(now, last=_restored(now.last, before, now.held))
+                break
+            now, points = _start(columns, source, placement, more, course, dtype), None
             continue
         loss = float(moment.loss)
         failure = _trouble(moment, t, loss, float(journal.loss[0]) if journal.loss else loss)
@@ -160,6 +166,10 @@ def march(
         state, capacity = after, now.capacity
         if t < steps and isinstance(source, SampledColumns) and any(capacity[h] - used[h] < MARGIN for h in capacity):
             capacity = roomier(capacity, {h: n if capacity[h] - n >= MARGIN else capacity[h] for h, n in used.items()})
+            if not affordable(capacity):
+                failure = _outgrown(capacity, t + 1)
+                now = Midway(t + 1, now.capacity, used, state, before, journal)
+                break
             state = grown(state, columns, source, placement, capacity, _growth(course, t + 1))
         now = Midway(t + 1, capacity, used, state, before, journal)
         if t == steps:
@@ -268,6 +278,11 @@ def _trouble(moment: Moment, t: int, loss: float, first: float) -> Failure | Non
         if not np.isfinite(np.asarray(values)).all():
             return Failure(Status.NONFINITE, name, t)
     return Failure(Status.DIVERGED, "the loss", t) if loss > RUNAWAY * max(1.0, first) else None
+
+
+def _outgrown(capacity: Mapping[Home, int], t: int) -> Failure:
+    most = max(capacity.values())
+    return Failure(Status.RANK_SATURATED, f"no memory for bases of {most} directions (March(memory=...) says how much it may take)", t)
 
 
 def _widths(plan: Layout, used: Mapping[Home, int]) -> dict[str, int]:
