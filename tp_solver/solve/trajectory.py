@@ -254,7 +254,7 @@ def _restored(last: SiteState, later: SiteState, held: Mapping[Home, int]) -> Si
 
 def first_capacity(columns: Columns, points: int) -> dict[Home, int]:
     """Room for a first guess: a few directions per data point; of many points nobody knows, and the first step tells."""
-    guess = min(4 * points, 80) + 20
+    guess = min(4 * points, points + 60, 160) + 20
     room = next((n for n in LADDER if n >= guess), guess)
     homes = [Home(m, side) for m in columns.plan.hidden for side in ("below", "above")]
     return {h: room for h in (*homes, *(Home(k) for k in columns.plan.observers))}
