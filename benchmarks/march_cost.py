@@ -147,9 +147,8 @@ def against_the_published(small: bool) -> None:
         needed = best.needed(error)
         if np.isfinite(needed):
             cost = needed * best.seconds
-            print(
-                f"| {needed:.0f} nets of width {best.width}, the cheapest | {cost:.2f} | {error / size:.4f} | the march: {cost / seconds:.0f} |"
-            )
+            label = f"{needed:.0f} nets of width {best.width}, the cheapest"
+            print(f"| {label} | {cost:.2f} | {error / size:.4f} | the march: {cost / seconds:.0f} |")
         else:
             print(f"| nets of every width | never | {error / size:.4f} | |")
 
