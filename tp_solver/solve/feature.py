@@ -18,8 +18,8 @@ from tp_solver.program.task import Task
 from tp_solver.program.training import GradientFlow
 from tp_solver.solve.accuracy import Effort, solve_to, tolerance_for
 from tp_solver.solve.checkpoint import Checkpoint, Checkpoints, checkpoints
+from tp_solver.solve.comparisons import Comparisons
 from tp_solver.solve.deviations import Check, Estimate, scatter
-from tp_solver.solve.kernel_records import Comparisons, KernelRecords
 from tp_solver.solve.layout import Home
 from tp_solver.solve.marched import MarchedKernels, final_ranks
 from tp_solver.solve.memory import Load, march_bytes, physical_memory, require_memory
@@ -105,7 +105,8 @@ class Marches:
         dtype = jnp.dtype(method.dtype)
         keep = method.times if method.times is not None else (0, steps)
         recorded = recorded_steps(prepared, method.recorded, steps, stride)
-        load = Load(samples, self.replicates, dtype.itemsize, len(keep), len(recorded), prepared.course.carries)
+        held = self.replicates * (1 + self.flow + method.bias)  # the runs beside the main ones have half their samples, twice
+        load = Load(samples, held, dtype.itemsize, len(keep), len(recorded), prepared.course.carries)
         budget = physical_memory() if method.memory is None else method.memory * 2**30
         require_memory(prepared, load, self.capacity or first_capacity(prepared.columns, self.task.P), budget)
         out = []
@@ -165,11 +166,8 @@ class Marches:
             prepared = prepared_in_steps(self.theory, self.task, effort.substeps * 2 if self.flow else 1)
             found = estimates(groups, checks, prepared)
         main = groups[MAIN]
-        beside = {name: tuple(KernelRecords.of(tr, runs.stride) for tr in runs.trajectories) for name, runs in groups.items()}
-        compared = {name: beside[name] for c in checks for name in (c.near, c.far) if name != MAIN}
-        kernels = MarchedKernels(
-            prepared, main.trajectories, main.stride, np.asarray(self.task.X), self.gamma0, Comparisons(compared, tuple(checks))
-        )
+        comparisons = Comparisons.between(groups, checks, found.removed)
+        kernels = MarchedKernels(prepared, main.trajectories, main.stride, np.asarray(self.task.X), self.gamma0, comparisons)
         status, message = _outcome(main, effort.samples, found.of["f"], target)
         if unknown:
             status, message = Status.INTERRUPTED, f"all steps done, but not the runs that estimate {' and '.join(sorted(unknown))}"
@@ -186,7 +184,7 @@ class Marches:
             "removed": sorted(found.removed),
         }
         details |= {"substeps": effort.substeps} if self.flow else {}
-        if HALF in compared and (order := _sampling_order(main, groups[HALF])) is not None:
+        if HALF in comparisons.groups and (order := _sampling_order(main, groups[HALF])) is not None:
             details["sampling order"] = order
         tested = tuple(t // main.stride for t in main.trajectories[0].tested)
         return solution(self.theory, self.task, self.gamma0, self.method.name, found.of, kernels, status, message, details, tested)
@@ -229,8 +227,7 @@ def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Line
         groups = {MAIN: main} | ({LONG_STEPS: runs(method.substeps)} if flow and healthy else {})
         checks = [STEP_SIZE] if LONG_STEPS in groups else []
         found = estimates(groups, checks, prepared)
-    compared = {name: tuple(KernelRecords.of(tr, r.stride) for tr in r.trajectories) for name, r in groups.items() if name != MAIN}
-    comparisons = Comparisons(compared, tuple(checks))
+    comparisons = Comparisons.between(groups, checks, found.removed)
     kernels = MarchedKernels(prepared, main.trajectories, main.stride, np.asarray(task.X), gamma0, comparisons)
     status, message = _outcome(main, None, found.of["f"], RESOLVED)
     details = {"ranks": final_ranks(main.trajectories), "tolerance": EXACT_TOL, "errors": relative_errors(found.of["f"])}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from tp_solver.errors import RangeError
-from tp_solver.solve.deviations import Check
 from tp_solver.solve.trajectory import Trajectory
 
 
@@ -53,36 +52,6 @@ class KernelRecords:
         return cls(
             tuple(map(int, arrays["recorded"])), arrays["ntk"], within(arrays, "coordinates/"), within(arrays, "squares/")
         )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Comparisons:
-    """The groups of runs beside the main one, and what they show."""
-
-    groups: Mapping[str, tuple[KernelRecords, ...]] = field(default_factory=dict)
-    checks: tuple[Check, ...] = ()
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Flat arrays, with names that :meth:`from_arrays` understands."""
-        out: dict[str, np.ndarray] = {f"check/{c.kind}/{c.near}/{c.far}": np.array(c.factor) for c in self.checks}
-        for name, runs in self.groups.items():
-            out |= {f"group/{name}/{k}/{n}": a for k, run in enumerate(runs) for n, a in run.arrays().items()}
-        return out
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Comparisons:
-        """Rebuild from :meth:`arrays`; files of earlier versions hold none."""
-        checks = []
-        for name, factor in within(arrays, "check/").items():
-            kind, near, far = name.split("/")
-            checks.append(Check(kind, near, far, float(factor)))
-        stored = within(arrays, "group/")
-        groups = {}
-        for name in dict.fromkeys(n.split("/")[0] for n in stored):
-            mine = within(stored, f"{name}/")
-            count = len({n.split("/")[0] for n in mine})
-            groups[name] = tuple(KernelRecords.from_arrays(within(mine, f"{k}/")) for k in range(count))
-        return cls(groups, tuple(checks))
 
 
 def within(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tp_solver.errors import InputError, RangeError
-from tp_solver.numerics.basis import Basis
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
-from tp_solver.numerics.sites import Placement, fetched
-from tp_solver.program.statements import Layer, Product, Role
+from tp_solver.program.statements import Layer, Product
 from tp_solver.program.training import GradientFlow
+from tp_solver.solve.comparisons import Comparisons
 from tp_solver.solve.deviations import Check, Estimate, deviation, estimate
+from tp_solver.solve.endings import Ending, predictions
 from tp_solver.solve.formal import FormalResponses, formal_responses
-from tp_solver.solve.kernel_records import Comparisons, KernelRecords, within
+from tp_solver.solve.kernel_records import KernelRecords, within
 from tp_solver.solve.layout import Home, Layout
-from tp_solver.solve.machine import input_coordinates
-from tp_solver.solve.march import SiteState, at_time, new_points, predict, response_key
-from tp_solver.solve.operator import OperatorState
+from tp_solver.solve.march import response_key
 from tp_solver.solve.prepare import Prepared, prepare
 from tp_solver.solve.replicates import MAIN
 from tp_solver.solve.solution import Fields
@@ -115,22 +111,17 @@ class MarchedKernels:
         return Fields(h, zs)
 
     def predict(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Final outputs at new inputs (P_new, K), mean over replicates and standard error."""
-        _, x_new, rest = input_coordinates(self.X, X)
-        assert x_new is not None and rest is not None
-        values = []
-        with jax.enable_x64(True):
-            for tr in self._at_the_end():
-                # wherever the march ran, this is done on one device
-                state = jax.tree.map(lambda a: jnp.asarray(fetched(a)), tr.state._replace(observers={}, velocity={}))
-                sites = next(iter(state.sites.values()))
-                placement = Placement(len(sites) if sites.ndim == 3 else 0)
-                points = new_points(self.prepared.columns, x_new, rest, tr.source, state.size, placement, sites.dtype)
-                course = self.prepared.course
-                points = at_time(points, {m: course.growth(m, len(tr.f) - 1) for m in course.scales})
-                values.append(np.asarray(predict(self.prepared.setting, state, dict(tr.met), points, self.gamma0)))
-        spread = np.std(values, axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(values[0])
-        return np.mean(values, axis=0), spread
+        """Final outputs at new inputs (P_new, K), corrected as f is, and their standard error."""
+
+        def of(runs: Sequence[Ending]) -> np.ndarray:
+            return predictions(self.prepared, self.prepared.course, runs, self.X, X, self.gamma0)
+
+        main = of([Ending.of(tr) for tr in self._at_the_end()])
+        found = {MAIN: main} | {name: of(runs) for name, runs in self.comparisons.endings.items()}
+        corrections = [c for c in self.comparisons.checks if c.kind in self.comparisons.removed]
+        errors = {c.kind: deviation(found[c.near][:, None], found[c.far][:, None], main[:, None], c.factor)[:, 0] for c in corrections}
+        result = estimate(main, errors, frozenset(errors), isinstance(self.trajectories[0].source, SampledColumns))
+        return result.value, result.stderr
 
     def _at_the_end(self) -> list[Trajectory]:
         """The replicates whose state is that of the last reported time: after a failure others may have gone further."""
@@ -250,11 +241,7 @@ class MarchedKernels:
             for group in ("coordinates", "squares", "responses"):
                 out |= {f"{pre}{group}/{v}": a for v, a in getattr(tr, group).items()}
             out |= {f"{pre}fields/{t}/{v}": a for t, kept in tr.fields.items() for v, a in kept.items()}
-            met = {(m, *product): n for m, counts in tr.met.items() for product, n in counts.items()}
-            out |= {f"{pre}met/{response_key(*product)}": np.array(n) for product, n in met.items()}
-            stream = tr.source
-            out[f"{pre}stream"] = np.array([stream.samples, *stream.seed] if isinstance(stream, SampledColumns) else [], dtype=np.int64)
-            out |= {f"{pre}state/{n}": fetched(a) for n, a in state_leaves(tr.state)}
+            out |= {f"{pre}{n}": a for n, a in Ending.of(tr).arrays().items()}
         return out | {f"comparisons/{n}": a for n, a in self.comparisons.arrays().items()}
 
     @classmethod
@@ -273,54 +260,17 @@ class MarchedKernels:
             for n in [n for n in mine if n.startswith("fields/")]:
                 _, t, v = n.split("/", 2)
                 fields.setdefault(int(t), {})[v] = mine[n]
-            groups = {
-                g: {n.removeprefix(g + "/"): a for n, a in mine.items() if n.startswith(g + "/")}
-                for g in ("coordinates", "squares", "responses", "state")
-            }
-            met: dict[str, dict[tuple[bool, str], int]] = {m: {} for m in prepared.setting.plan.hidden}
-            for s in prepared.setting.plan.hidden_products():
-                met[s.matrix][s.transpose, s.arg] = int(mine[f"met/{response_key(s.matrix, s.transpose, s.arg)}"])
+            groups = {g: within(mine, f"{g}/") for g in ("coordinates", "squares", "responses")}
+            end = Ending.from_arrays(mine, prepared.setting.plan, len(mine["f"]) - 1)
             trajectories.append(
                 Trajectory(
                     mine["f"], None, (), mine["loss"], mine["ntk"], mine["identity"],
                     tuple(map(int, mine.get("recorded", np.arange(len(mine["f"]))))), groups["coordinates"], groups["squares"],
-                    groups["responses"], fields, state_from_leaves(prepared.setting.plan, groups["state"]), met,
-                    source_from_stream(mine["stream"]), {}, {}, None,
+                    groups["responses"], fields, end.state, end.met, end.source, {}, {}, None,
                 )
             )  # fmt: skip
-        comparisons = Comparisons.from_arrays(within(arrays, "comparisons/"))
+        comparisons = Comparisons.from_arrays(within(arrays, "comparisons/"), prepared.setting.plan)
         return cls(prepared, tuple(trajectories), stride, np.asarray(task.X), gamma0, comparisons)
-
-
-def state_leaves(state: SiteState) -> list[tuple[str, Any]]:
-    """(name, array) of a site state."""
-    out = [(f"sites/{m}", w) for m, w in state.sites.items()]
-    for m, op in state.operators.items():
-        out += [(f"operators/{m}/{n}", a) for n, a in (("eps_u", op.eps_u), ("eps_r", op.eps_r), ("learned", op.learned))]
-        for side in ("below", "above"):
-            basis = getattr(op, side)
-            out += [(f"operators/{m}/{side}/{n}", getattr(basis, n)) for n in ("rows", "used", "scale")]
-    return out
-
-
-def state_from_leaves(plan: Layout, arrays: Mapping[str, np.ndarray]) -> SiteState:
-    """The site state from its leaves; observers are not needed for predictions."""
-    with jax.enable_x64(True):  # else doubles would be rounded to single precision
-        leaf = {name: jnp.asarray(a) for name, a in arrays.items()}
-
-    def basis(m: str, side: str) -> Basis:
-        return Basis(*(leaf[f"operators/{m}/{side}/{n}"] for n in ("rows", "used", "scale")))
-
-    operators = {
-        m: OperatorState(basis(m, "below"), basis(m, "above"), *(leaf[f"operators/{m}/{n}"] for n in ("eps_u", "eps_r", "learned")))
-        for m in plan.hidden
-    }
-    sites = {m.name: leaf[f"sites/{m.name}"] for m in plan.program.matrices if m.role is not Role.HIDDEN}
-    return SiteState(operators, sites, {}, {})
-
-
-def source_from_stream(stream: np.ndarray) -> SampledColumns | ExactColumns:
-    return SampledColumns(int(stream[0]), tuple(int(k) for k in stream[1:])) if len(stream) else ExactColumns()
 
 
 def final_ranks(trajectories: tuple[Trajectory, ...]) -> dict[str, int]:

@@ -27,7 +27,7 @@ class Load:
 
     Attributes:
         samples: sites per replicate.
-        replicates: how many, whose last states are kept.
+        replicates: how many runs keep their last states, those that show errors among them.
         itemsize: bytes of a number.
         kept, recorded: number of times whose samples and whose kernels are kept.
         momentum: whether weights have a velocity.
@@ -86,7 +86,7 @@ def require_memory(prepared: Prepared, load: Load, capacity: Mapping[Home, int],
     if need > budget:
         raise BudgetError(
             "memory", f"a march that needs {need / 2**30:.3g} GiB", f"at most {budget / 2**30:.3g} GiB",
-            f"fewer samples (now {load.samples}) or replicates (now {load.replicates}), March(dtype='float32'), "
+            f"fewer samples (now {load.samples}) or replicates (now {load.replicates} states are kept), March(dtype='float32'), "
             f"or fewer kept times (March(recorded=..., times=...)); March(memory=...) raises the budget",
         )  # fmt: skip
 

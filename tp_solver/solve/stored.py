@@ -18,10 +18,10 @@ from tp_solver.numerics.sites import Placement
 from tp_solver.program.statements import ONE, Role
 from tp_solver.program.statements import X as INPUTS
 from tp_solver.program.training import GradientFlow
+from tp_solver.solve.endings import source_from_stream, state_from_leaves, state_leaves
 from tp_solver.solve.layout import ABOVE, BELOW, Home
 from tp_solver.solve.machine import input_coordinates
 from tp_solver.solve.march import Batch, SiteState, everything_met, new_points, predict
-from tp_solver.solve.marched import source_from_stream, state_from_leaves, state_leaves
 from tp_solver.solve.operator import InputSites, OperatorState, ReadoutSites
 from tp_solver.solve.prepare import Prepared, prepare
 from tp_solver.solve.solution import Fields
