@@ -22,7 +22,7 @@ from tp_solver.program import update
 from tp_solver.program.losses import CrossEntropy, gradient
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.schedules import CONSTANT, STEPS
-from tp_solver.program.statements import Program
+from tp_solver.program.statements import Program, Role
 from tp_solver.program.training import GradientDescent, GradientFlow, Training, require_gradients_alone
 from tp_solver.symbols import activation
 from tp_solver.symbols.equation import Equation, Key, Kind
@@ -251,6 +251,11 @@ def _require_gaussian_start(net: Program, parameterization: Parameterization, re
     if remembered.temperature == 0:
         return
     for m in net.matrices:
+        if m.role is Role.OUTPUT_BIAS:
+            raise InputError(
+                "temperature", f"noise on the bias {m.name} of the output", "noise on matrices alone",
+                "one number per output does not average out over sites: leave the bias out, or train without noise",
+            )  # fmt: skip
         if parameterization.scaling(m).sigma == 0:
             raise InputError(
                 "temperature", f"noise on the matrix {m.name}, which starts at zero", "matrices that start Gaussian (sigma > 0)",

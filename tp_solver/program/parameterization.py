@@ -146,15 +146,14 @@ class Parameterization:
         for k, cls in enumerate(CLASSES):
             exponents = " ".join(f"{e[k]!s:>8}" for e in (self.a, self.b, self.c))
             rows.append(f"  {cls:8} {exponents} {self.alpha[k]!s:>10} {self.sigma[k]!s:>8} {self.eta[k]!s:>8}")
-        if any(self.output_bias):
-            rows.append("  bias on the output: " + ", ".join(f"{n} = {e}" for n, e in zip("abc", self.output_bias, strict=True)))
-        return "\n".join(rows)
+        return "\n".join([*rows, f"  {'out bias':8} " + " ".join(f"{e!s:>8}" for e in self.output_bias)])
 
     def _repr_latex_(self) -> str:
         rows = [
             rf"\text{{{cls}}} & " + " & ".join(sp.latex(getattr(self, f)[k]) for f in ("a", "b", "c", "alpha", "sigma", "eta"))
             for k, cls in enumerate(CLASSES)
         ]
+        rows.append(r"\text{out bias} & " + " & ".join(sp.latex(e) for e in self.output_bias))
         head = rf"\text{{{self.name}}} & a & b & c & \alpha & \sigma & \eta \\ \hline "
         return r"$\begin{array}{l|cccccc} " + head + r" \\ ".join(rows) + r" \end{array}$"
 
