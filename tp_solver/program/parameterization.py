@@ -42,7 +42,7 @@ class Parameterization:
     ``W^j = alpha_j N^(-a_j) w^j`` with ``w^j ~ N(0, sigma_j^2 N^(-2 b_j))`` trained at the rate ``eta_j N^(-c_j)``.
     Biases take the exponents of the input class, alpha = 1, and their own sigma and relative rate. A bias on the output has as many
     entries as there are outputs, whatever the width, and no sum over sites between it and f: it is of order one at a + b = 0 and
-    moves by order one per step at 2 a + c = 0 (``theory/notation.md``, NO.1), hence exponents zero wherever the others are.
+    moves by order one per step at 2 a + c = 0 (``theory/power_counting.md``, PC.8), hence exponents zero wherever the others are.
 
     Args:
         name: how it prints.

@@ -75,7 +75,7 @@ def bias(name: str, sigma: Any = 0, rate: Any = 1) -> Weight:
     """A trained bias, initialised N(0, sigma^2), trained at ``rate`` times the base rate (0: frozen).
 
     What it is added to decides what it is: ``h + b`` has one entry per site, ``w @ x + b`` one per output, with the exponents
-    ``output_bias`` of the parameterization (``theory/notation.md``, NO.1).
+    ``output_bias`` of the parameterization (``theory/power_counting.md``, PC.8).
     """
     matrix = _named(name, Role.BIAS).matrix
     scales = []
