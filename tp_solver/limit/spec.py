@@ -106,7 +106,7 @@ def _require_one_start(field: str, report: RegimeReport) -> None:
     for m in report.program.matrices:
         if m.role is Role.OUTPUT_BIAS and _random(m, counted) and (report.regime is Regime.FEATURE or not starts):
             raise ParameterizationError(
-                field, f"a random bias {m.name} (sigma = {m.sigma}) of order one on an output that starts at zero",
+                field, f"a random bias {m.name} of order one on an output that starts at zero",
                 "a bias on the output that starts at zero",
                 f"take sigma = 0 for {m.name} (output_bias=True in tp.mlp); finite nets (tp.simulate) may have a random one",
             )  # fmt: skip
