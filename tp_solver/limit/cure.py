@@ -58,7 +58,8 @@ def find_cure(counted: Counted) -> Cure | None:
 def _with_output_bias(program: Program, p: Parameterization) -> Cure | None:
     """The cure of the rest, and exponents of the output's bias that grow brought back to where it is of order one."""
     a, b, c = p.output_bias
-    kept = (a, sp.Max(b, -a), sp.Max(c, -2 * a))
+    m = program.matrix(program.output_terms[1].matrix)
+    kept = (a, b if m.sigma == 0 else sp.Max(b, -a), c if m.rate == 0 else sp.Max(c, -2 * a))
     pairs = zip("bc", p.output_bias[1:], kept[1:], strict=True)
     words = [f"{name} of the bias on the output from {old} to {new}" for name, old, new in pairs if old != new]
     rest = Counted(_without_output_bias(program), replace(p, output_bias=kept))
