@@ -113,6 +113,7 @@ def test_overrides(small):
     assert c.training() == tp.GradientDescent((0.1, 0.2), 7)
     assert config.read(small, ["training.momentum=0.5"]).training().momentum == 0.5
     assert c.net() == tp.mlp(1, tp.relu)
+    assert config.read(small, ["network.output_bias=0.5"]).net() == tp.mlp(1, tp.erf, output_bias=0.5)
     assert c.options("solve") == {"gamma0": 1.5}
     assert config.read(EXAMPLE, ["task.digits.points=10"]).task().P == 10
 
@@ -121,12 +122,14 @@ def test_exact_exponents(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(
         '[parameterization]\nname = "mine"\na = ["-1/2", 0, 0.5]\nb = "+1/2"\nc = ["1/3", " 2 / 7 ", "-.25"]\nalpha = ["1/sqrt(D)", 1, 2.5]'
+        '\noutput_bias = [0, "1/2", 1]'
     )
     p = config.read(path).parameterization()
     assert p.a == (sp.Rational(-1, 2), 0, sp.Rational(1, 2))
     assert p.b == (sp.Rational(1, 2),) * 3
     assert p.c == (sp.Rational(1, 3), sp.Rational(2, 7), sp.Rational(-1, 4))
     assert p.alpha == (1 / sp.sqrt(tp.D), 1, sp.Float(2.5))
+    assert p.output_bias == (0, sp.Rational(1, 2), 1)
 
 
 def test_presets_can_be_written_out(tmp_path):
@@ -172,6 +175,8 @@ WRONG = {
     "depth zero": ("network.depth=0", "network.depth", ""),
     "depth with a decimal point": ("network.depth=3.0", "network.depth", "decimal"),
     "depth true": ("network.depth=true", "network.depth", ""),
+    "output bias as text": ('network.output_bias="yes"', "network.output_bias", "sigma_b"),
+    "exponents of the output bias": ("parameterization.output_bias=[0, 1]", "parameterization.output_bias", "[0, "),
     "negative rate": ("training.lr=-0.1", "training.lr", ""),
     "rate nan": ("training.lr=nan", "training.lr", ""),
     "momentum one": ("training.momentum=1.0", "training.momentum", ""),

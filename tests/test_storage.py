@@ -140,7 +140,7 @@ def everything():
     return tp.program(net)
 
 
-@pytest.mark.parametrize("program", [NET, tp.mlp(1, tp.gelu, bias=0.5), everything()], ids=["mlp", "bias", "everything"])
+@pytest.mark.parametrize("program", [NET, tp.mlp(1, tp.gelu, bias=0.5, output_bias=True), everything()], ids=["mlp", "bias", "everything"])
 def test_programs_come_back(program):
     assert program_from_tree(json.loads(json.dumps(program_to_tree(program)))) == program
 

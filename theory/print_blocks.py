@@ -77,6 +77,12 @@ def cure() -> str:
     return text(tp.regime(tp.standard, DEEP), "", tp.regime(tp.integrable, DEEP))
 
 
+def output_bias() -> str:
+    theory = tp.limit(tp.mlp(depth=2, activation=tp.tanh, output_bias=True), tp.muP, TRAIN)
+    lazy = tp.limit(tp.mlp(depth=2, activation=tp.tanh, output_bias=2), tp.ntk, TRAIN)
+    return text(theory["f"], theory["K"], "", lazy["f", 0], lazy["K"])
+
+
 def symbolic() -> str:
     q = sp.Symbol("q")
     family = tp.Parameterization("family", a=(0, HALF, q), b=0, c=1 - 2 * q)
@@ -127,6 +133,7 @@ PRINTERS: Mapping[str, Callable[[], str]] = {
         tied,
         table,
         cure,
+        output_bias,
         symbolic,
         feature,
         feature_latex,

@@ -14,26 +14,13 @@ from tp_solver.limit.derive import limit
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.limit.regime import Regime, RegimeReport, regime
 from tp_solver.program.architectures import cnn, mlp
+from tp_solver.program.layers import conv, dense, global_pool, local, pool, pooled
 from tp_solver.program.losses import CrossEntropy, Logistic, SquaredError
 from tp_solver.program.parameterization import D, N, Parameterization, integrable, mean_field, muP, ntk, standard, standard_1n
 from tp_solver.program.schedules import STEPS, Batches, Schedule, cosine, step_decay, warmup
 from tp_solver.program.statements import Program
 from tp_solver.program.task import Task
-from tp_solver.program.tracing import (
-    average,
-    bias,
-    conv,
-    dense,
-    entrywise,
-    global_pool,
-    hidden_matrix,
-    input_matrix,
-    local,
-    pool,
-    pooled,
-    program,
-    readout,
-)
+from tp_solver.program.tracing import average, bias, entrywise, hidden_matrix, input_matrix, program, readout
 from tp_solver.program.training import GradientDescent, GradientFlow
 from tp_solver.solve.dispatch import solve
 from tp_solver.solve.methods import FixedPoint, KernelRegime, Linear, March

@@ -68,7 +68,7 @@ class Config:
         given = self._section("network", ("depth", "activation"))
         with inside("network"):
             return ARCHITECTURES[given.get("architecture", "mlp")](
-                given["depth"], ACTIVATIONS[given["activation"]], given.get("bias", False)
+                given["depth"], ACTIVATIONS[given["activation"]], given.get("bias", False), output_bias=given.get("output_bias", False)
             )
 
     def parameterization(self) -> Parameterization:
@@ -86,7 +86,9 @@ class Config:
         given = dict(self._section("parameterization", ("a", "b", "c")))
         with inside("parameterization"):
             return Parameterization(
-                given.pop("name", "mine"), *(given.pop(k) for k in "abc"), *(given.get(k, 1) for k in ("alpha", "sigma", "eta"))
+                given.pop("name", "mine"),
+                *(given.pop(k) for k in "abc"),
+                *(given.get(k, start) for k, start in (("alpha", 1), ("sigma", 1), ("eta", 1), ("output_bias", 0))),
             )
 
     def training(self) -> Training:
@@ -267,12 +269,12 @@ def _schedule(field: str, value: Any) -> Schedule:
         return prod(_read_keys(field, value, readers).values(), start=CONSTANT)
 
 
-def _triple(entry: Reader) -> Reader:
+def _triple(entry: Reader, names: tuple[str, ...] = CLASSES) -> Reader:
     def reader(field: str, value: Any) -> tuple[Any, ...]:
         values = value if isinstance(value, list) else [value] * 3
         if len(values) != 3:
-            raise InputError(field, value, "three entries (input, hidden, readout), or one for all", 'for example [0, "1/2", 1]')
-        return tuple(entry(f"{field}[{k}] ({CLASSES[k]})", v) for k, v in enumerate(values))
+            raise InputError(field, value, f"three entries ({', '.join(names)}), or one for all", 'for example [0, "1/2", 1]')
+        return tuple(entry(f"{field}[{k}] ({names[k]})", v) for k, v in enumerate(values))
 
     return reader
 
@@ -329,9 +331,11 @@ def _idx(field: str, value: Any) -> dict[str, Any]:
 
 
 SCHEMA: dict[str, dict[str, Reader]] = {
-    "network": {"architecture": _name_of(ARCHITECTURES), "depth": _whole(1), "activation": _name_of(ACTIVATIONS), "bias": _bias},
+    "network": {"architecture": _name_of(ARCHITECTURES), "depth": _whole(1), "activation": _name_of(ACTIVATIONS)}
+    | dict.fromkeys(("bias", "output_bias"), _bias),
     "parameterization": {"preset": _name_of(PRESETS), "name": _text}
     | dict.fromkeys("abc", _triple(_fraction))
+    | {"output_bias": _triple(_fraction, ("a", "b", "c"))}
     | dict.fromkeys(("alpha", "sigma", "eta"), _triple(_constant)),
     "training": {
         "rule": _name_of(RULES),

@@ -18,20 +18,8 @@ from tp_solver.finite.hierarchy import predicted_drift, second_kernel
 from tp_solver.finite.network import draw
 from tp_solver.finite.pseudo import pseudo_ntk
 from tp_solver.finite.simulate import simulate
-from tp_solver.program.tracing import (
-    average,
-    bias,
-    conv,
-    dense,
-    entrywise,
-    global_pool,
-    hidden_matrix,
-    input_matrix,
-    local,
-    pool,
-    program,
-    readout,
-)
+from tp_solver.program.layers import conv, dense, global_pool, local, pool
+from tp_solver.program.tracing import average, bias, entrywise, hidden_matrix, input_matrix, program, readout
 
 RNG = np.random.default_rng(0)
 X, X2 = RNG.standard_normal((5, 8)), RNG.standard_normal((3, 8))
@@ -71,7 +59,7 @@ def convolved(x):
 
 
 def pooled(x):
-    return dense(OUT, tp.tanh(conv(W1, pool(tp.tanh(conv(W0, x, 2)), 2), 2, stride=2)))
+    return dense(OUT, tp.tanh(conv(W1, pool(tp.tanh(conv(W0, x, 2)), 2), 2, stride=2))) + B
 
 
 def unshared(x):
@@ -85,7 +73,7 @@ def tied_convolution(x):
 
 PROGRAMS = [
     tp.mlp(1, tp.relu),
-    tp.mlp(3, tp.gelu, bias=0.3, bias_rate=0.09),
+    tp.mlp(3, tp.gelu, bias=0.3, bias_rate=0.09, output_bias=0.3),
     *(program(f) for f in (residual, tied, transposed, gated, normalised)),
     *(program(f, grid=4) for f in (convolved, pooled, unshared, tied_convolution)),
     program(lambda x: OUT @ global_pool(tp.tanh(conv(W0, x, (2, 2)))), "image", grid=(2, 4)),

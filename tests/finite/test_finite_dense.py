@@ -48,7 +48,7 @@ def normalised(x):
     return OUT @ tanh(entrywise(lambda v, c: v / sp.sqrt(c + 1), h, size))
 
 
-PROGRAMS = [mlp(2, gelu, bias=0.3), program(residual), program(tied), program(transposed), program(normalised)]
+PROGRAMS = [mlp(2, gelu, bias=0.3, output_bias=0.2), program(residual), program(tied), program(transposed), program(normalised)]
 
 
 def run(net, parameterization, training, task, **options):

@@ -49,6 +49,8 @@ def cases() -> dict[str, LimitEquations]:
         "mlp2_mup": limit(mlp(2, tanh), muP, descent),
         "mlp3_mup": limit(mlp(3, tanh), muP, descent),
         "mlp2_bias_mup": limit(mlp(2, tanh, bias=True), muP, descent),
+        "mlp2_biases_mup": limit(mlp(2, tanh, bias=True, output_bias=True), muP, descent),
+        "mlp2_biases_ntk": limit(mlp(2, tanh, bias=2, output_bias=2), ntk, descent),
         "residual2_mup": limit(residual(), muP, descent),
         "tied_mup": limit(tied(), muP, descent),
         "there_and_back_mup": limit(there_and_back(), muP, descent),

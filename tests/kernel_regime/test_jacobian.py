@@ -19,7 +19,8 @@ from tp_solver.finite.network import blueprint, draw, stacked_weights
 from tp_solver.kernel_regime import jacobian
 from tp_solver.kernel_regime.compute import kernels
 from tp_solver.kernel_regime.jacobian import jacobian_kernels, matrix
-from tp_solver.program.tracing import bias, conv, global_pool, input_matrix, program, readout
+from tp_solver.program.layers import conv, global_pool
+from tp_solver.program.tracing import bias, input_matrix, program, readout
 
 SW, SB = 1.5, 0.3
 NET = tp.mlp(depth=2, activation=tp.erf, bias=SB, bias_rate=SB**2)  # three weight layers

@@ -13,7 +13,7 @@ from tp_solver.kernel_regime.compute import kernels
 from tp_solver.kernel_regime.dynamics import KernelDynamics
 
 POINTS, TESTS, DIMENSION = 8, 6, 4
-NET, PARAMETERIZATION = tp.mlp(2, tp.erf, bias=0.3, bias_rate=0.09), tp.ntk.times(1.2)
+NET, PARAMETERIZATION = tp.mlp(2, tp.erf, bias=0.3, bias_rate=0.09, output_bias=0.3), tp.ntk.times(1.2)
 READOUT = {"W0": 0.0, "W1": 0.0, "W2": 1.0}
 
 

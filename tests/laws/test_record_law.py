@@ -31,6 +31,8 @@ def records() -> list[object]:
         Parameterization("mine", a=(0, sp.Symbol("q"), HALF), b=0, c=0),
         mlp(2, tanh),
         mlp(3, tanh, bias=True),
+        mlp(3, tanh, bias=True, output_bias=HALF),
+        Parameterization("mine", a=0, b=0, c=0, output_bias=(0, HALF, 1)),
         Matrix("W1", Role.HIDDEN),
         Product("h", "W1", "x1"),
         Map("y", sp.tanh(symbol("h")), ("h",)),
@@ -77,7 +79,7 @@ def test_records_print(index):
 
 
 def test_programs_and_tasks_survive_pickling():
-    for record in (mlp(2, tanh, bias=0.5), muP, GradientDescent(0.1, 3)):
+    for record in (mlp(2, tanh, bias=0.5, output_bias=True), muP, GradientDescent(0.1, 3)):
         assert pickle.loads(pickle.dumps(record)) == record
 
 
@@ -139,11 +141,13 @@ def test_parameterizations_print_every_exponent(preset):
     text, latex = str(preset), preset._repr_latex_()
     assert preset.name in text
     assert preset.name in latex
-    for k, row in enumerate(text.splitlines()[2:]):
+    *rows, last = text.splitlines()[2:]
+    for k, row in enumerate(rows):
         assert row.split() == [
             ("input", "hidden", "readout")[k],
             *(str(getattr(preset, f)[k]) for f in ("a", "b", "c", "alpha", "sigma", "eta")),
         ]
+    assert last.split() == ["out", "bias", *map(str, preset.output_bias)]
 
 
 @pytest.mark.parametrize("theta", [HALF, -1, Fraction(1, 3), (0, HALF, 1), sp.Symbol("theta")])

@@ -18,12 +18,12 @@ W0, W1, READOUT = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.readout("w")
 
 
 def tied(x):
-    return READOUT @ tp.tanh(W1 @ tp.tanh(W1 @ tp.tanh(W0 @ x)))
+    return READOUT @ tp.tanh(W1 @ tp.tanh(W1 @ tp.tanh(W0 @ x))) + tp.bias("b")
 
 
 def linear_residual(x):
     h = W0 @ x
-    return READOUT @ tp.linear(h + W1 @ tp.linear(h))
+    return READOUT @ tp.linear(h + W1 @ tp.linear(h)) + tp.bias("b")
 
 
 NETS = {"mlp": tp.mlp(2, tp.tanh), "tied": tp.program(tied), "linear": tp.mlp(2, tp.linear), "linear residual": tp.program(linear_residual)}

@@ -55,7 +55,7 @@ def run(
 
 
 def draw(net: Program, outputs: int, rng: np.random.Generator) -> Arrays:
-    sizes = {Role.INPUT: (N, D), Role.BIAS: (N, 1), Role.HIDDEN: (N, N), Role.READOUT: (outputs, N)}
+    sizes = {Role.INPUT: (N, D), Role.BIAS: (N, 1), Role.HIDDEN: (N, N), Role.READOUT: (outputs, N), Role.OUTPUT_BIAS: (outputs, 1)}
     return {m.name: jnp.asarray(rng.standard_normal(sizes[m.role]) / np.sqrt(sizes[m.role][1])) for m in net.matrices}
 
 
@@ -63,7 +63,7 @@ def gradients_by_transposition(
     net: Program, back: Backward, values: Arrays, matrices: Arrays, cotangent: jax.Array
 ) -> tuple[Arrays, Arrays]:
     """Gradient of every matrix, and ``n df/dv`` (``df/dc`` for averages) of every variable, from the derived program alone."""
-    readouts = {m.name for m in net.matrices if m.role is Role.READOUT}
+    readouts = {m.name for m in net.matrices if m.role.codomain is Space.OUTPUT}
     scaled = {name: N * w if name in readouts else w for name, w in matrices.items()}
     outputs = cotangent.shape[0]
     known = run(back.statements, dict(back.spaces), {**values, COTANGENT: cotangent}, scaled, {}, outputs)
@@ -143,7 +143,8 @@ def random_program(seed: int) -> Program:
         for _ in range(rng.randint(3, 7)):
             v = rng.choice(operations)(rng.choice(known[-2:]), rng.choice(known))
             known.append(bounded(v) if rng.random() < 0.3 else v)
-        return readout("w") @ known[-1]
+        out = readout("w") @ known[-1]
+        return out + bias("c") if seed % 4 == 0 else out
 
     return program(network, f"random {seed}")
 
@@ -168,6 +169,7 @@ def test_random_programs_cover_what_the_law_is_about():
     assert sum(any(isinstance(s, Average) for s in n.statements) for n in nets) >= 10
     assert sum(any(isinstance(s, Map) and len(s.arguments) > 1 for s in n.statements) for n in nets) >= 10
     assert sum(any(m.role is Role.BIAS for m in n.matrices) for n in nets) >= 5
+    assert sum(len(n.output_terms) == 2 for n in nets) >= 5
 
 
 @pytest.mark.parametrize("depth", [1, 3])

@@ -104,11 +104,11 @@ T3 = Problem(lambda: tp.mlp(2, tp.tanh), lr=0.5)
 PROBLEMS = {
     "relu": Problem(lambda: tp.mlp(2, tp.relu), lr=0.1),
     "gelu": Problem(lambda: tp.mlp(2, tp.gelu), lr=0.1),
-    "bias": Problem(lambda: tp.mlp(2, tp.tanh, bias=0.3)),
+    "bias": Problem(lambda: tp.mlp(2, tp.tanh, bias=0.3, output_bias=True)),
     "sigma": Problem(lambda: tp.mlp(2, tp.tanh), parameterization=SCALED),
     "depth 3": Problem(lambda: tp.mlp(3, tp.tanh)),
     "logistic": Problem(lambda: tp.mlp(2, tp.tanh), lr=0.5, task=tp.Task(X, [1, -1, 1]), loss=tp.Logistic()),
-    "cross-entropy": Problem(lambda: tp.mlp(2, tp.tanh), lr=0.5, task=tp.Task(X, [0, 1, 2]), loss=tp.CrossEntropy()),
+    "cross-entropy": Problem(lambda: tp.mlp(2, tp.tanh, output_bias=True), lr=0.5, task=tp.Task(X, [0, 1, 2]), loss=tp.CrossEntropy()),
     "two outputs": Problem(lambda: tp.mlp(2, tp.tanh), task=tp.Task(X, np.array([[1.0, 0.2], [-1.0, 0.5], [0.5, -0.8]]))),
     "rates by layer": Problem(lambda: tp.mlp(2, tp.tanh), lr=(0.5, 0.2, 0.3)),
     "residual": Problem(lambda: tp.program(residual), lr=0.15, gamma0=1.0),

@@ -19,7 +19,7 @@ import numpy as np
 from tp_solver.elementwise import lower
 from tp_solver.program.losses import Loss, gradient
 from tp_solver.program.positions import Window
-from tp_solver.program.statements import ONE, Average, Map, Pool, Product, Program, Role, Sum, X, symbol
+from tp_solver.program.statements import ONE, Average, Map, Pool, Product, Program, Space, Sum, X, symbol
 
 Array = jax.Array
 Weights = dict[str, Array]
@@ -105,8 +105,8 @@ class Net:
         """Shape of a matrix at a width: (rows, columns), followed by the offsets of its window and led, where every position has
         a matrix of its own, by the positions."""
         role = self.program.matrix(matrix).role
-        rows = self.outputs if role is Role.READOUT else width
-        columns = {Role.INPUT: channels, Role.BIAS: 1}.get(role, width)
+        rows = self.outputs if role.codomain is Space.OUTPUT else width
+        columns = 1 if role.shifts else channels if role.domain is Space.DATA else width
         window = next(s.window for s in self.program.products() if s.matrix == matrix)
         if window is None:
             return rows, columns

@@ -62,7 +62,7 @@ def adjoints(
 
 def gradients(net: Net, weights: Weights, numbers: Numbers, x: Array, directions: Array) -> Gradients:
     """The gradients of ``sum_k directions[q, k] f_k`` at inputs x (D, P) with respect to every matrix, as outer products."""
-    inner = [s.out for s in net.program.products() if s.out != net.program.output]
+    inner = [s.out for s in net.program.products() if s not in net.program.output_terms]
     values, each = adjoints(net, weights, numbers, x, directions, inner)
     return outer_products(net, values, each, directions, numbers, x.shape[1])
 
@@ -70,11 +70,12 @@ def gradients(net: Net, weights: Weights, numbers: Numbers, x: Array, directions
 def outer_products(
     net: Net, values: Mapping[str, Array], adjoint: Mapping[str, Array], directions: Array, numbers: Numbers, points: int
 ) -> Gradients:
-    """The gradients from variables and adjoints of all products but the output, whose adjoint is the direction itself."""
+    """The gradients from variables and adjoints of all products but those that the output is the sum of, whose adjoint is the
+    direction itself."""
     out: Gradients = {}
     directions = jnp.asarray(directions, values[X].dtype)
     for s in net.program.products():
-        last = s.out == net.program.output
+        last = s in net.program.output_terms
         above = (directions / numbers.gamma0)[:, :, None, None] if last else _by_point(adjoint[s.out], points)
         below = _by_point(values[s.arg][None], points)
         sides = (below, _seen(s, above)) if s.transpose else (above, _seen(s, below))
@@ -107,7 +108,7 @@ def shapes(net: Net, width: int, channels: int, directions: int, points: int) ->
         below = (1, rows if s.transpose else columns, points, prod(grids[s.arg]))
         if s.window is not None:
             below = (1, columns * s.window.count, points, prod(grids[s.out]))
-        if s.out == net.program.output:
+        if s in net.program.output_terms:
             above = (directions, rows, 1, 1)
         sides = (below, above) if s.transpose else (above, below)
         out[s.matrix] = (*out.get(s.matrix, ()), Sides(*(jax.ShapeDtypeStruct(v, jnp.float32) for v in sides)))

@@ -40,7 +40,8 @@ class KernelSet:
     """Kernels between n1 and n2 inputs, each (n1, n2).
 
     Attributes:
-        nngp: covariance of the initial output at gamma0 = 1 where it is O(1): scale^2 <x x'> at the readout.
+        nngp: covariance of the initial output at gamma0 = 1 where it is O(1): scale^2 <x x'> at the readout, plus the variance of a
+            bias on the output.
         ntk: tangent kernel, rates eta included, lr not.
         layers: Phi, G and the parts of the tangent kernel, where they were asked for.
         symmetric: whether both sets of inputs are the same.

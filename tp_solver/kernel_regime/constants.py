@@ -7,7 +7,7 @@ import sympy as sp
 from tp_solver.errors import InputError
 from tp_solver.limit.spec import LimitSpec
 from tp_solver.program.parameterization import D
-from tp_solver.program.statements import Program, Role
+from tp_solver.program.statements import Program
 
 
 def numeric_constants(program: Program, spec: LimitSpec, dimension: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -26,7 +26,7 @@ def numeric_constants(program: Program, spec: LimitSpec, dimension: int) -> tupl
     for m in program.matrices:
         limits = spec.matrices[m.name]
         for what, expression, out in (("scale", limits.scale, scales), ("rate", limits.rate, rates)):
-            value = sp.sympify(expression).subs(D, 1 if m.role is Role.BIAS else dimension)
+            value = sp.sympify(expression).subs(D, 1 if m.role.shifts else dimension)
             if value.free_symbols:
                 raise InputError(
                     f"{what} of {m.name}", value, "a number", "bind the symbols of the parameterization first: parameterization.bind({...})"

@@ -118,7 +118,6 @@ class Propagation:
             uses[p.matrix] += self._factors(moments, p, q, kept)
         parts = {name: tangent(((self.rates[name], tuple(uses[name])),)) if uses[name] else flat for name in uses} if layers else {}
         every = tuple((self.rates[name], tuple(factors)) for name, factors in uses.items() if factors)
-        last = next(s for s in self.program.products() if s.out == self.program.output)
 
         def own(variable: str, over_positions: Callable[[Pairs, Positions], Pairs]) -> Pairs:
             found = moments.of(variable, variable)
@@ -126,7 +125,7 @@ class Propagation:
 
         reported = self.program.layers if layers else ()
         return LayerKernels(
-            nngp=own(last.out, summed),
+            nngp=own(self.program.output, summed),
             ntk=tangent(every) if every else flat,
             Phi=tuple(own(v.post, averaged_over_positions) for v in reported),
             G=tuple(own(self.backward.adjoints.get(v.pre, ""), summed) for v in reported),
@@ -159,7 +158,8 @@ class InitialKernels:
         Phi: <phi(h^l) phi(h^l)> per reported layer.
         G: covariance of the O(1)-normalised df/dh^l per reported layer; the readout's adjoint has covariance scale^2.
         parts: matrix -> its term of the tangent kernel, rate included.
-        output_covariance: covariance of the initial output at gamma0 = 1 where it is O(1): scale^2 <x x'> at the readout.
+        output_covariance: covariance of the initial output at gamma0 = 1 where it is O(1): scale^2 <x x'> at the readout, plus the
+            variance of a bias.
     """
 
     Phi: tuple[np.ndarray, ...]

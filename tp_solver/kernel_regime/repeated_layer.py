@@ -95,8 +95,12 @@ class _Reader:
         program = self.program
         if program.grid:
             raise ProgramError(program.name, "a net over positions", "dense layers", _HINT)
-        last = self.made[program.output]
-        assert isinstance(last, Product)
+        last, *shifts = program.output_terms
+        if shifts:
+            raise ProgramError(
+                program.name, f"the bias {shifts[0].matrix} on the output", "an output without one",
+                "leave it out: at every depth it adds its variance to the NNGP and its rate to the tangent kernel",
+            )  # fmt: skip
         fields: list[str] = []
         # what the activations act on, and what the readout sees, apart from functions of a field that is there already
         for name in (*(v.pre for v in program.layers), last.arg):

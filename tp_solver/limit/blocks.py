@@ -133,7 +133,8 @@ def why(reading: Reading, s: Statement) -> str:
 
 def _why_product(reading: Reading, s: Product) -> Iterator[str]:
     matrix = reading.names.program.matrix(s.matrix)
-    yield f"Product {place(reading, s)} with the {matrix.role.name.lower()} matrix {s.matrix}; master theorem, product rule:"
+    kind = str(matrix.role) if matrix.role.shifts else f"{matrix.role} matrix"
+    yield f"Product {place(reading, s)} with the {kind} {s.matrix}; master theorem, product rule:"
     if reading.correlation(s.matrix) != 0:
         letter, i = reading.names.gaussians[s.out]
         yield f"  Gaussian part {letter}^{i}: independent of the other matrices, covariance as in [{letter!r}, {i!r}]."

@@ -17,10 +17,8 @@ import sympy as sp
 from tp_solver.errors import ParameterizationError
 from tp_solver.limit.powers import Counted
 from tp_solver.limit.tropical import Form
-from tp_solver.program.parameterization import CLASSES, Parameterization
+from tp_solver.program.parameterization import CLASS_ROLES, CLASSES, Parameterization
 from tp_solver.program.statements import Program, Role
-
-CLASS_ROLES = ((Role.INPUT, Role.BIAS), (Role.HIDDEN,), (Role.READOUT,))
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,12 @@ def find_cure(counted: Counted) -> Cure | None:
     """The smallest cure of an unstable or trivial parameterization with numeric exponents; None if there is none.
 
     Rates first: fewest layer classes, then the smallest sum of |change of c|. Where the fields already explode or vanish at
-    initialisation, a + b must change first.
+    initialisation, a + b must change first. A bias on the output stands apart: nothing else depends on its exponents, and what it
+    learns alone makes no limit worth having.
     """
     program, original = counted.program, counted.parameterization
+    if len(program.output_terms) > 1:
+        return _with_output_bias(program, original)
     repaired, words = _repaired_initialisation(counted)
     if repaired is None:
         return _change_of_rates(program, original)
@@ -52,6 +53,32 @@ def find_cure(counted: Counted) -> Cure | None:
         return Cure(repaired, words)
     rates = _change_of_rates(program, repaired)
     return Cure(rates.parameterization, f"{words}; then {rates.text}") if rates else None
+
+
+def _with_output_bias(program: Program, p: Parameterization) -> Cure | None:
+    """The cure of the rest, and exponents of the output's bias that grow brought back to where it is of order one."""
+    a, b, c = p.output_bias
+    m = program.matrix(program.output_terms[1].matrix)
+    kept = (a, b if m.sigma == 0 else sp.Max(b, -a), c if m.rate == 0 else sp.Max(c, -2 * a))
+    pairs = zip("bc", p.output_bias[1:], kept[1:], strict=True)
+    words = [f"{name} of the bias on the output from {old} to {new}" for name, old, new in pairs if old != new]
+    rest = Counted(_without_output_bias(program), replace(p, output_bias=kept))
+    if healthy(rest):
+        return Cure(rest.parameterization, "change " + " and ".join(words))
+    cure = find_cure(rest)
+    if cure is None or not words:
+        return cure
+    return Cure(cure.parameterization, f"{cure.text}; then change {' and '.join(words)}")
+
+
+def _without_output_bias(program: Program) -> Program:
+    readout, bias = program.output_terms
+    return replace(
+        program,
+        matrices=tuple(m for m in program.matrices if m.role is not Role.OUTPUT_BIAS),
+        statements=tuple(s for s in program.statements if s.out not in (bias.out, program.output)),
+        output=readout.out,
+    )
 
 
 def _repaired_initialisation(counted: Counted) -> tuple[Parameterization | None, str]:

@@ -22,7 +22,7 @@ from tp_solver.program import update
 from tp_solver.program.losses import CrossEntropy, gradient
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.schedules import CONSTANT, STEPS
-from tp_solver.program.statements import Program
+from tp_solver.program.statements import Program, Role
 from tp_solver.program.training import GradientDescent, GradientFlow, Training, require_gradients_alone
 from tp_solver.symbols import activation
 from tp_solver.symbols.equation import Equation, Key, Kind
@@ -173,32 +173,30 @@ def _tangent(times: Any) -> sp.Expr:
 
 
 def _output(reading: Reading, times: tuple[sp.Expr, ...]) -> Equation:
-    s = reading.names.readout
+    s, *biases = reading.names.program.output_terms
     average = Expectation(reading.names.column(T) * reading.value(s.arg, MU, T))
-    return Equation(
-        ("f",),
-        _outputs(reading.names, times),
-        average / GAMMA0,
-        Kind.OUTPUT,
-        f"{blocks.place(reading, s)}, an average over sites, over gamma0.",
-    )
+    reason = f"{blocks.place(reading, s)}, an average over sites, over gamma0."
+    for b in biases:
+        reason += f"\n{blocks.place(reading, b)}: one number per output, which starts at zero and gathers the errors."
+    shifts = (part / GAMMA0 for b in biases for part in reading.parts(b, MU, T))
+    return Equation(("f",), _outputs(reading.names, times), sp.Add(average / GAMMA0, *shifts), Kind.OUTPUT, reason)
 
 
 def _initial_output(reading: Reading) -> Iterator[Equation]:
-    names, s = reading.names, reading.names.readout
-    zero = (sp.S.Zero,)
+    names, terms = reading.names, reading.names.program.output_terms
+    zero, place = (sp.S.Zero,), "; ".join(blocks.place(reading, s) for s in terms)
     start = _outputs(names, zero)
     if not reading.spec.random_output:
-        yield Equation(("f", 0), start, sp.S.Zero, Kind.OUTPUT, f"{blocks.place(reading, s)}: the initial output vanishes with the width.")
+        yield Equation(("f", 0), start, sp.S.Zero, Kind.OUTPUT, f"{place}: the initial output vanishes with the width.")
         return
     other = _outputs(names, zero, NU)
-    variance = reading.scale(s.matrix) * reading.kernel(s.arg, s.arg, (MU, NU), (None, None)) / GAMMA0**2
+    variance = sp.Add(*(reading.scale(s.matrix) * reading.kernel(s.arg, s.arg, (MU, NU), (None, None)) for s in terms)) / GAMMA0**2
     yield Equation(
         ("f", 0),
         Expectation(start * other),
         variance,
         Kind.OUTPUT,
-        f"{blocks.place(reading, s)}: Gaussian with mean zero over draws of the network.",
+        f"{place}: Gaussian with mean zero over draws of the network.",
     )
 
 
@@ -253,6 +251,11 @@ def _require_gaussian_start(net: Program, parameterization: Parameterization, re
     if remembered.temperature == 0:
         return
     for m in net.matrices:
+        if m.role is Role.OUTPUT_BIAS:
+            raise InputError(
+                "temperature", f"noise on the bias {m.name} of the output", "noise on matrices alone",
+                "one number per output does not average out over sites: leave the bias out, or train without noise",
+            )  # fmt: skip
         if parameterization.scaling(m).sigma == 0:
             raise InputError(
                 "temperature", f"noise on the matrix {m.name}, which starts at zero", "matrices that start Gaussian (sigma > 0)",

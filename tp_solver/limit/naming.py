@@ -100,10 +100,8 @@ class Names:
 
     @cached_property
     def readout(self) -> Product:
-        """The product that gives the output."""
-        statement = self.statement[self.program.output]
-        assert isinstance(statement, Product)
-        return statement
+        """The product that gives the output, a bias apart."""
+        return self.program.output_terms[0]
 
     @cached_property
     def readout_vector(self) -> str:
@@ -177,7 +175,7 @@ class Names:
     def gaussians(self) -> dict[str, tuple[str, Index]]:
         """Output of a product -> letter and index of its Gaussian part."""
         bias = {m.name for m in self.program.matrices if m.role is Role.BIAS}
-        forward = [s for s in self.program.products() if s.out != self.program.output]
+        forward = [s for s in self.program.products() if self.spaces[s.out] is Space.WIDTH]
         u = _distinct({s.out: self._home(s.out) for s in forward if s.matrix not in bias})
         b = _distinct({s.out: self._home(s.out) for s in forward if s.matrix in bias})
         r = {s.out: self.indices[s.out] for s in self.backward.statements if isinstance(s, Product)}

@@ -76,13 +76,14 @@ class _Rule(NamedTuple):
     response: sp.Expr | None
 
 
-# The update of w carries N^-1 from the adjoint N df/dv (the readout's adjoint is the output cotangent itself); sums over
+# The update of w carries N^-1 from the adjoint N df/dv (the adjoint of what adds to the output is its cotangent itself); sums over
 # sites give N, or N^1/2 where they are incoherent; the data have no sites; the readout's backward product carries the N of N df/dv.
 _RULES: Mapping[tuple[Role, bool], _Rule] = {
     (Role.HIDDEN, False): _Rule(_half, sp.S.Zero, sp.S.One),
     (Role.HIDDEN, True): _Rule(_half, sp.S.Zero, sp.S.One),
     (Role.INPUT, False): _Rule(sp.S.Zero, sp.S.NegativeOne, None),
     (Role.BIAS, False): _Rule(sp.S.Zero, sp.S.NegativeOne, None),
+    (Role.OUTPUT_BIAS, False): _Rule(sp.S.Zero, sp.S.Zero, None),
     (Role.READOUT, False): _Rule(_half, sp.S.One, sp.Integer(2)),
     (Role.READOUT, True): _Rule(sp.S.One, sp.S.One, None),
 }
@@ -123,7 +124,7 @@ class Counted:
     def __init__(self, program: Program, parameterization: Parameterization, steps: int | None = None) -> None:
         self.program, self.parameterization = program, parameterization
         self.backward: Backward = transpose(program)
-        self.algebra = Algebra(e for f in ("a", "b", "c") for e in getattr(parameterization, f))
+        self.algebra = Algebra(parameterization.exponents)
         self.records: list[Record] = []
         self.violations: list[Excess] = []
         self.conditions: list[Excess] = []
@@ -342,7 +343,7 @@ class Counted:
 
     def _bound_updates(self, matrix: str, sizes: list[Size]) -> None:
         """Updates that overwhelm the fields count as O(1) from here on, like the fields themselves."""
-        if self.program.matrix(matrix).role is not Role.READOUT:
+        if self.program.matrix(matrix).role.codomain is not Space.OUTPUT:
             for f in self.algebra.plus(*sizes):
                 if not any(f[1:]) and f[0] > 0:
                     self._excess[matrix] = max(f, self._excess.get(matrix, f))

@@ -144,9 +144,9 @@ class Reading:
 
     def _update(self, s: Product, left: str, right: str, point: sp.Expr, time: Time) -> sp.Expr:
         """What one outer product of the update adds, per point nu and time s."""
-        if s.arg == COTANGENT:
+        if COTANGENT in (s.arg, left):
             error = Observable("e", (), (NU, C) if self.names.seeded else (NU,), (S,))
-            return error * self.value(left, NU, S)
+            return error if left == COTANGENT else error * self.value(left, NU, S)
         error = sp.S.One if self.names.seeded else Observable("e", (), (NU,), (S,))
         return self.kernel(s.arg, right, (point, NU), (time, S)) * error * self.value(left, NU, S)
 

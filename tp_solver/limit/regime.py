@@ -17,10 +17,10 @@ from sympy.core.relational import Relational
 from sympy.logic.boolalg import Boolean
 
 from tp_solver import checks
-from tp_solver.limit.cure import CLASS_ROLES, Cure, find_cure
+from tp_solver.limit.cure import Cure, find_cure
 from tp_solver.limit.powers import Counted, Excess, Part
 from tp_solver.limit.tropical import Form, Size
-from tp_solver.program.parameterization import CLASSES, Parameterization
+from tp_solver.program.parameterization import CLASS_ROLES, CLASSES, Parameterization
 from tp_solver.program.statements import Product, Program, Role, Space
 
 
@@ -43,7 +43,7 @@ class RegimeReport:
     Attributes:
         regime: None where it depends on symbols.
         exponents: matrix -> r_j, where training matrix j changes its product by N^(-r_j) (oo for a frozen one).
-        r: the smallest over all matrices but the readout.
+        r: the smallest over all matrices but those that add to the output.
         violated: sentences: which term grows, or fails to survive, its power of N, and the inequality it breaks.
         conditions: 'stable', 'nontrivial', 'unstable', 'trivial', 'kernel', 'feature learning' -> condition on the symbols.
         sets: the same as sets of values, for a single symbol in the exponents (else empty).
@@ -98,7 +98,7 @@ class RegimeReport:
     def __str__(self) -> str:
         rows = [f"{self.parameterization.name} on {self.program.name}: {self.regime or 'depends on the symbols'}"]
         width = max(map(len, self.exponents))
-        roles = {m.name: m.role.name.lower() for m in self.program.matrices}
+        roles = {m.name: m.role for m in self.program.matrices}
         rows += [f"  {name:{width}} ({roles[name]}): training changes its product by N^({-r})" for name, r in self.exponents.items()]
         rows += [f"  violated: {sentence}" for sentence in self.violated]
         rows += [f"  cure: {self.cure}"] if self.cure else []
@@ -139,7 +139,7 @@ def regime(parameterization: Parameterization, net: Program) -> RegimeReport:
     counted = Counted(net, parameterization)
     algebra = counted.algebra
     exponents = {m.name: -algebra.maximum(counted.part(m.name, Part.LEARNED)) for m in net.matrices}
-    inner = [exponents[m.name] for m in net.matrices if m.role is not Role.READOUT]
+    inner = [exponents[m.name] for m in net.matrices if m.role.codomain is not Space.OUTPUT]
     sets, conditions = _answers(counted)
     decided = next((k for k in Regime if conditions[k.value] is sp.true), None)
     return RegimeReport(
@@ -259,8 +259,8 @@ def _sentence(counted: Counted, name: str | None, excess: Excess, form: Form) ->
     if name is None:
         return f"{head}; fields must stay O(1)"
     matrix = counted.program.matrix(name)
-    s, k = counted.parameterization.scaling(matrix), next(i for i, c in enumerate(CLASS_ROLES) if matrix.role in c)
-    place = f"{name} ({CLASSES[k]})"
+    s = counted.parameterization.scaling(matrix)
+    place = f"{name} ({next((CLASSES[k] for k, roles in enumerate(CLASS_ROLES) if matrix.role in roles), matrix.role)})"
     if record.part is Part.GAUSSIAN:
         return f"{head}; {place} needs a + b >= {s.a + s.b + power}, got {s.a + s.b}"
     if record.part is Part.LEARNED:

@@ -11,7 +11,7 @@ from tp_solver.errors import ParameterizationError
 from tp_solver.limit.powers import Counted, Part
 from tp_solver.limit.regime import Regime, RegimeReport, regime
 from tp_solver.program.parameterization import Parameterization
-from tp_solver.program.statements import Matrix, Program, Role
+from tp_solver.program.statements import Matrix, Program, Role, Space
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,12 @@ def limit_spec(program: Program, parameterization: Parameterization) -> LimitSpe
         )
     counted = report.counted
     _require_fields_of_order_one(field, report)
+    _require_one_start(field, report)
     signal = counted.algebra.maximum(counted.size(counted.signal, counted.steps))
     return LimitSpec(
         regime=report.regime,
         matrices={m.name: _matrix_limit(m, report) for m in program.matrices},
-        random_output=any(counted.part(m.name, Part.GAUSSIAN) == counted.algebra.one for m in program.matrices if m.role is Role.READOUT),
+        random_output=any(_random(m, counted) for m in program.matrices if m.role.codomain is Space.OUTPUT),
         backward_exponent=1 - signal,
     )
 
@@ -96,6 +97,26 @@ def _require_fields_of_order_one(field: str, report: RegimeReport) -> None:
             )  # fmt: skip
 
 
+def _require_one_start(field: str, report: RegimeReport) -> None:
+    """Refuse a random bias on the output where the readout's start fades: the function would begin as one random constant, on which
+    all that is learned depends, so that there is no one limit."""
+    counted = report.counted
+    readouts = [m for m in report.program.matrices if m.role is Role.READOUT]
+    starts = all(_random(m, counted) or report.parameterization.scaling(m).sigma == 0 for m in readouts)
+    for m in report.program.matrices:
+        if m.role is Role.OUTPUT_BIAS and _random(m, counted) and (report.regime is Regime.FEATURE or not starts):
+            raise ParameterizationError(
+                field, f"a random bias {m.name} of order one on an output that starts at zero",
+                "a bias on the output that starts at zero",
+                f"take sigma = 0 for {m.name} (output_bias=True in tp.mlp); finite nets (tp.simulate) may have a random one",
+            )  # fmt: skip
+
+
+def _random(matrix: Matrix, counted: Counted) -> bool:
+    """Whether the start of a matrix is of order one in its products."""
+    return counted.part(matrix.name, Part.GAUSSIAN) == counted.algebra.one
+
+
 def _matrix_limit(matrix: Matrix, report: RegimeReport) -> MatrixLimit:
     counted, zero = report.counted, sp.Integer(0)
     s = report.parameterization.scaling(matrix)
@@ -111,7 +132,7 @@ def _keeps_start(matrix: Matrix, kind: Regime | None, counted: Counted) -> bool:
     if matrix.role is Role.READOUT:
         # in the kernel regime the backward signal is measured in units of the initial readout
         return kind is not Regime.FEATURE or counted.part(matrix.name, Part.GAUSSIAN, backward=True) == one
-    return counted.part(matrix.name, Part.GAUSSIAN) == one
+    return _random(matrix, counted)
 
 
 def _trains(matrix: Matrix, report: RegimeReport, counted: Counted) -> bool:

@@ -18,7 +18,8 @@ D = sp.Symbol("D", positive=True)
 """The input dimension."""
 
 CLASSES = ("input", "hidden", "readout")
-_CLASS_OF = {Role.INPUT: 0, Role.BIAS: 0, Role.HIDDEN: 1, Role.READOUT: 2}
+CLASS_ROLES = ((Role.INPUT, Role.BIAS), (Role.HIDDEN,), (Role.READOUT,))
+"""The matrices whose exponents each class holds; a bias on the output has exponents of its own."""
 Triple = tuple[sp.Expr, sp.Expr, sp.Expr]
 
 
@@ -39,13 +40,16 @@ class Parameterization:
     """Exponents (a, b, c) and constants per layer class (input, hidden, readout).
 
     ``W^j = alpha_j N^(-a_j) w^j`` with ``w^j ~ N(0, sigma_j^2 N^(-2 b_j))`` trained at the rate ``eta_j N^(-c_j)``.
-    Biases take the exponents of the input class, alpha = 1, and their own sigma and relative rate.
+    Biases take the exponents of the input class, alpha = 1, and their own sigma and relative rate. A bias on the output has as many
+    entries as there are outputs, whatever the width, and no sum over sites between it and f: it is of order one at a + b = 0 and
+    moves by order one per step at 2 a + c = 0 (``theory/power_counting.md``, PC.8), hence exponents zero wherever the others are.
 
     Args:
         name: how it prints.
         a, b, c: triples of exact rationals or sympy symbols (a single value serves all three classes).
         alpha, sigma, eta: triples of positive numbers or sympy expressions (single values likewise); alpha may contain
             :data:`D`. sigma = 0 means zero initialisation, eta = 0 a frozen layer.
+        output_bias: exponents (a, b, c) of a bias on the output.
 
     Raises:
         InputError: naming the entry, for a wrong length, NaN, an inexact float exponent, or a negative constant.
@@ -58,6 +62,7 @@ class Parameterization:
     alpha: Any = 1
     sigma: Any = 1
     eta: Any = 1
+    output_bias: Any = (0, 0, 0)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -66,10 +71,19 @@ class Parameterization:
             object.__setattr__(self, field, _triple(field, getattr(self, field), _exponent))
         for field in ("alpha", "sigma", "eta"):
             object.__setattr__(self, field, _triple(field, getattr(self, field), _constant))
+        object.__setattr__(self, "output_bias", _triple("output_bias", self.output_bias, _exponent, ("a", "b", "c")))
+
+    @property
+    def exponents(self) -> tuple[sp.Expr, ...]:
+        """All exponents."""
+        return (*self.a, *self.b, *self.c, *self.output_bias)
 
     def scaling(self, matrix: Matrix) -> Scaling:
         """Exponents and constants of one matrix of a program."""
-        k = _CLASS_OF[matrix.role]
+        if matrix.role is Role.OUTPUT_BIAS:
+            a, b, c = self.output_bias
+            return Scaling(a, b, c, sp.Integer(1), matrix.sigma, matrix.rate)
+        k = next(k for k, roles in enumerate(CLASS_ROLES) if matrix.role in roles)
         constants = (sp.Integer(1), matrix.sigma, matrix.rate) if matrix.role is Role.BIAS else (self.alpha[k], self.sigma[k], self.eta[k])
         return Scaling(self.a[k], self.b[k], self.c[k], *constants)
 
@@ -81,7 +95,7 @@ class Parameterization:
     @property
     def free_symbols(self) -> tuple[sp.Symbol, ...]:
         """Symbols in exponents and constants that have no value yet (the input dimension D excepted)."""
-        found = set().union(*(e.free_symbols for f in ("a", "b", "c", "alpha", "sigma", "eta") for e in getattr(self, f)))
+        found = set().union(*(e.free_symbols for e in (*self.exponents, *self.alpha, *self.sigma, *self.eta)))
         return tuple(sorted(found - {D}, key=str))
 
     def bind(self, values: Mapping[sp.Symbol, Any]) -> Parameterization:
@@ -96,11 +110,11 @@ class Parameterization:
                 f"the sympy symbols {list(map(str, self.free_symbols))}",
                 "the keys are the symbols themselves, not their names",
             )
-        exponents = set().union(*(e.free_symbols for f in ("a", "b", "c") for e in getattr(self, f)))
+        exponents = set().union(*(e.free_symbols for e in self.exponents))
         exact = {
             k: _exponent(f"bind[{k}]", v) if k in exponents else _sympified(f"bind[{k}]", v, "a finite number") for k, v in values.items()
         }
-        parts = {f: tuple(e.subs(exact) for e in getattr(self, f)) for f in ("a", "b", "c", "alpha", "sigma", "eta")}
+        parts = {f: tuple(e.subs(exact) for e in getattr(self, f)) for f in ("a", "b", "c", "alpha", "sigma", "eta", "output_bias")}
         return Parameterization(self.name, **parts)
 
     def times(self, alpha: Any, name: str | None = None) -> Parameterization:
@@ -132,25 +146,27 @@ class Parameterization:
         for k, cls in enumerate(CLASSES):
             exponents = " ".join(f"{e[k]!s:>8}" for e in (self.a, self.b, self.c))
             rows.append(f"  {cls:8} {exponents} {self.alpha[k]!s:>10} {self.sigma[k]!s:>8} {self.eta[k]!s:>8}")
-        return "\n".join(rows)
+        return "\n".join([*rows, f"  {'out bias':8} " + " ".join(f"{e!s:>8}" for e in self.output_bias)])
 
     def _repr_latex_(self) -> str:
         rows = [
             rf"\text{{{cls}}} & " + " & ".join(sp.latex(getattr(self, f)[k]) for f in ("a", "b", "c", "alpha", "sigma", "eta"))
             for k, cls in enumerate(CLASSES)
         ]
+        rows.append(r"\text{out bias} & " + " & ".join(sp.latex(e) for e in self.output_bias))
         head = rf"\text{{{self.name}}} & a & b & c & \alpha & \sigma & \eta \\ \hline "
         return r"$\begin{array}{l|cccccc} " + head + r" \\ ".join(rows) + r" \end{array}$"
 
 
-def _triple(field: str, value: Any, clean: Any) -> Triple:
+def _triple(field: str, value: Any, clean: Any, names: tuple[str, ...] = CLASSES) -> Triple:
     if isinstance(value, (list, tuple, sp.Tuple)):
         if len(value) != 3:
-            raise InputError(field, value, "three entries (input, hidden, readout)", "one value per layer class, also when depth is 1")
+            hint = "one value per layer class, also when depth is 1" if names == CLASSES else f"{field}=(0, 0, 0)"
+            raise InputError(field, value, f"three entries ({', '.join(names)})", hint)
         entries = tuple(value)
     else:
         entries = (value,) * 3
-    return tuple(clean(f"{field}[{k}] ({CLASSES[k]})", v) for k, v in enumerate(entries))
+    return tuple(clean(f"{field}[{k}] ({names[k]})", v) for k, v in enumerate(entries))
 
 
 def _sympified(field: str, value: Any, allowed: str) -> sp.Expr:
@@ -193,7 +209,7 @@ muP = Parameterization("muP", (-_half, 0, _half), (_half, _half, _half), (0, 0, 
 mean_field = Parameterization("mean field", (0, _half, 1), (0, 0, 0), (-1, -1, -1), _input)
 ntk = Parameterization("NTK", (0, _half, _half), (0, 0, 0), (0, 0, 0), _input)
 standard = Parameterization("standard", (0, 0, 0), (0, _half, _half), (0, 0, 0), _input)
-standard_1n = Parameterization("standard, rate 1/N", (0, 0, 0), (0, _half, _half), (1, 1, 1), _input)
+standard_1n = Parameterization("standard, rate 1/N", (0, 0, 0), (0, _half, _half), (1, 1, 1), _input, output_bias=(0, 0, 1))
 integrable = Parameterization("integrable", (0, 1, 1), (0, 0, 0), (-1, -2, -1), _input)
 PRESETS = {
     "muP": muP,

@@ -51,8 +51,9 @@ def program_from_tree(tree: Mapping[str, Any]) -> Program:
 
 
 def parameterization_to_tree(parameterization: Parameterization) -> dict[str, Any]:
-    """Name, exponents and constants."""
-    return {"name": parameterization.name} | {f: [to_tree(e) for e in getattr(parameterization, f)] for f in _TRIPLES}
+    """Name, exponents and constants; those of a bias on the output where they are not zero, so that names of older runs stay."""
+    fields = (*_TRIPLES, "output_bias") if any(parameterization.output_bias) else _TRIPLES
+    return {"name": parameterization.name} | {f: [to_tree(e) for e in getattr(parameterization, f)] for f in fields}
 
 
 def parameterization_from_tree(tree: Mapping[str, Any]) -> Parameterization:
@@ -61,7 +62,12 @@ def parameterization_from_tree(tree: Mapping[str, Any]) -> Parameterization:
     Raises:
         FileFormatError: for anything else.
     """
-    return _guarded("parameterization", lambda: Parameterization(_text(tree["name"]), *(tuple(map(from_tree, tree[f])) for f in _TRIPLES)))
+
+    def build() -> Parameterization:
+        found = [tuple(map(from_tree, tree[f])) for f in (*_TRIPLES, "output_bias") if f in tree or f in _TRIPLES]
+        return Parameterization(_text(tree["name"]), *found)
+
+    return _guarded("parameterization", build)
 
 
 def training_to_tree(training: Training) -> dict[str, Any]:

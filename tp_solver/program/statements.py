@@ -36,6 +36,7 @@ class Role(Enum):
     BIAS = (Space.DATA, Space.WIDTH, "bias")
     HIDDEN = (Space.WIDTH, Space.WIDTH)
     READOUT = (Space.WIDTH, Space.OUTPUT)
+    OUTPUT_BIAS = (Space.DATA, Space.OUTPUT, "bias")
 
     @property
     def domain(self) -> Space:
@@ -44,6 +45,14 @@ class Role(Enum):
     @property
     def codomain(self) -> Space:
         return self.value[1]
+
+    @property
+    def shifts(self) -> bool:
+        """Whether it acts on the constant 1: a bias, of sites or of the output."""
+        return self in (Role.BIAS, Role.OUTPUT_BIAS)
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -254,11 +263,20 @@ class Program:
                 return m
         raise ProgramError("matrix", name, f"one of {[m.name for m in self.matrices]}", "print the program to see its matrices")
 
+    @property
+    def output_terms(self) -> tuple[Product, ...]:
+        """The products whose sum is the output: that of the readout, then that of a bias on the output, where there is one."""
+        made = {s.out: s for s in self.statements}
+        last = made[self.output]
+        parts = [last] if isinstance(last, Product) else [made[a] for a in last.arguments]
+        products = [s for s in parts if isinstance(s, Product)]
+        return tuple(sorted(products, key=lambda s: s.arg == ONE))
+
     def spaces(self) -> dict[str, Space]:
         """The space of every variable."""
         out = {X: Space.DATA, ONE: Space.DATA}
         for s in self.statements:
-            out[s.out] = self._space(s)
+            out[s.out] = self._space(s, out)
         return out
 
     def grids(self) -> dict[str, Grid]:
@@ -273,10 +291,12 @@ class Program:
                 out[s.out] = found[0] if found else single
         return out
 
-    def _space(self, s: Statement) -> Space:
+    def _space(self, s: Statement, known: Mapping[str, Space]) -> Space:
         if isinstance(s, Product):
             role = self.matrix(s.matrix).role
             return role.domain if s.transpose else role.codomain
+        if isinstance(s, Sum):
+            return known[s.terms[0][1]]
         return Space.SCALAR if isinstance(s, Average) else Space.WIDTH
 
     def products(self) -> Iterator[Product]:
@@ -285,6 +305,6 @@ class Program:
 
     def __str__(self) -> str:
         head = [f"program {self.name}" + (f" on {' x '.join(map(str, self.grid))} positions" if self.grid else "")]
-        head += [f"  {m.name}: {m.role.name.lower()} matrix" for m in self.matrices if m.role is not Role.BIAS]
-        head += [f"  {m.name}: bias, sigma = {m.sigma}, rate = {m.rate}" for m in self.matrices if m.role is Role.BIAS]
+        head += [f"  {m.name}: {m.role} matrix" for m in self.matrices if not m.role.shifts]
+        head += [f"  {m.name}: {m.role}, sigma = {m.sigma}, rate = {m.rate}" for m in self.matrices if m.role.shifts]
         return "\n".join(head + [f"  {s}" for s in self.statements] + [f"  output {self.output}"])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy as sp
 
 from tp_solver.errors import InputError, ProgramError, TPError
-from tp_solver.program.positions import Grid, Window, everything, grid_of, window_over
+from tp_solver.program.positions import Grid, Window, grid_of
 from tp_solver.program.statements import (
     ONE,
     Average,
@@ -72,7 +72,11 @@ def readout(name: str) -> Weight:
 
 
 def bias(name: str, sigma: Any = 0, rate: Any = 1) -> Weight:
-    """A trained bias vector, initialised N(0, sigma^2), trained at ``rate`` times the base rate (0: frozen)."""
+    """A trained bias, initialised N(0, sigma^2), trained at ``rate`` times the base rate (0: frozen).
+
+    What it is added to decides what it is: ``h + b`` has one entry per site, ``w @ x + b`` one per output, with the exponents
+    ``output_bias`` of the parameterization (``theory/power_counting.md``, PC.8).
+    """
     matrix = _named(name, Role.BIAS).matrix
     scales = []
     for what, value in (("sigma", sigma), ("rate", rate)):
@@ -86,7 +90,7 @@ def bias(name: str, sigma: Any = 0, rate: Any = 1) -> Weight:
 _CURE = {
     Space.DATA: "inputs meet an input matrix first: W0 @ x",
     Space.WIDTH: "an input matrix acts on the inputs alone; between sites use tp.hidden_matrix",
-    Space.OUTPUT: "the readout comes last",
+    Space.OUTPUT: "the readout comes last; only a bias is added to it",
     Space.SCALAR: "an average enters through tp.entrywise, together with a vector",
 }
 """What to do with a variable that lives in the wrong space."""
@@ -165,6 +169,19 @@ class Trace:
         self.require(x, Space.WIDTH, "a mean over positions")
         return self.add(Pool(self.fresh(), x.name, window), Space.WIDTH, window.outputs)
 
+    def add_bias(self, v: Vector, bias: Weight) -> Vector:
+        """A bias of sites, or of the output where ``v`` is that of a readout."""
+        one = Vector(self, ONE)
+        if self.spaces.get(v.name) is not Space.OUTPUT:
+            return self.combine([(sp.Integer(1), v), (sp.Integer(1), bias @ one)])
+        if any(isinstance(s, Sum) and s.out == v.name for s in self.statements):
+            raise ProgramError(
+                f"{v.name} + {bias.matrix.name}", "a second bias on the output", "one", "two biases there are one of summed variance"
+            )
+        shift = self.product(Weight(replace(bias.matrix, role=Role.OUTPUT_BIAS), bias.transposed), one)
+        terms = ((sp.Integer(1), v.name), (sp.Integer(1), shift.name))
+        return self.add(Sum(self.fresh(), terms), Space.OUTPUT, self.grids[v.name])
+
     def combine(self, terms: list[tuple[sp.Expr, Vector]]) -> Vector:
         for _, v in terms:
             self.require(v, Space.WIDTH, "a sum")
@@ -229,7 +246,7 @@ class Vector:
 
     def __add__(self, other: Any) -> Vector:
         if isinstance(other, Weight) and other.matrix.role is Role.BIAS:
-            other = other @ Vector(self.trace, ONE)
+            return self.trace.add_bias(self, other)
         if not isinstance(other, Vector):
             raise ProgramError(f"{self.name} + ...", other, "a vector or a bias", "write a constant shift as an activation")
         return self.trace.combine([(sp.Integer(1), self), (sp.Integer(1), other)])
@@ -283,84 +300,6 @@ def average(function: Callable[..., sp.Expr], *vectors: Vector) -> Vector:
     return trace.add(Average(trace.fresh(), expression, tuple(dict.fromkeys(v.name for v in vectors))), Space.SCALAR, grid)
 
 
-def conv(weight: Weight, x: Vector, size: Any, stride: Any = 1, padding: str = "circular") -> Vector:
-    """A convolution: at position i, the sum over a window of A offsets of ``W_a x_(i + a)``, over the square root of A.
-
-    Args:
-        weight: an input, hidden or readout matrix; it has one block W_a per offset.
-        x: a vector over a grid of positions.
-        size: positions of the window, for all axes or one per axis.
-        stride: input positions per output position, likewise.
-        padding: beyond the edge, "circular" (the opposite edge), "zero", or "valid" (windows inside the grid only).
-
-    Raises:
-        InputError, ProgramError: for a vector without positions, or a window that does not fit.
-
-    Example::
-
-        tp.program(lambda x: w @ tp.global_pool(tp.relu(tp.conv(W0, x, 3))), "cnn", grid=(16, 16))
-    """
-    return _windowed("conv", weight, x, size, stride, padding, True)
-
-
-def local(weight: Weight, x: Vector, size: Any, stride: Any = 1, padding: str = "circular") -> Vector:
-    """A locally connected layer: a convolution whose matrices differ from position to position (arguments as :func:`conv`)."""
-    return _windowed("local", weight, x, size, stride, padding, False)
-
-
-def dense(weight: Weight, x: Vector) -> Vector:
-    """One matrix block per position, summed over positions (and over the root of their number): a layer of the flattened vector."""
-    _traced("dense", weight, x)
-    grid = x.trace.grids[x.name]
-    return x.trace.product(weight, x, everything(grid) if grid else None)
-
-
-def pool(x: Vector, size: Any, stride: Any = None, padding: str = "valid") -> Vector:
-    """The mean over windows of positions, side by side unless ``stride`` says otherwise (arguments as :func:`conv`).
-
-    Raises:
-        InputError, ProgramError: for a vector without positions, or windows that do not end at the edge of the grid.
-    """
-    _traced("pool", None, x)
-    window = window_over(x.trace.grids[x.name], "pool", size, size if stride is None else stride, padding)
-    left = [(n - k) % s for n, k, s in zip(window.inputs, window.size, window.stride, strict=True)]
-    if padding == "valid" and any(left):
-        raise ProgramError(
-            "pool", f"windows of {window.size} at stride {window.stride} on {window.inputs} positions", "windows that end at the edge",
-            "choose a size that divides the positions",
-        )  # fmt: skip
-    return x.trace.pool(x, window)
-
-
-def global_pool(x: Vector) -> Vector:
-    """The mean over all positions."""
-    _traced("global_pool", None, x)
-    grid = x.trace.grids[x.name]
-    if not grid:
-        raise ProgramError(
-            "global_pool", "a variable without positions", "one over a grid", "give the grid of the inputs: tp.program(f, grid=(16, 16))"
-        )
-    return x.trace.pool(x, everything(grid))
-
-
-def pooled(weight: Weight, x: Vector) -> Vector:
-    """A matrix acting on the mean over all positions: the readout of most convolutional networks."""
-    _traced("pooled", weight, x)
-    return weight @ global_pool(x)
-
-
-def _windowed(what: str, weight: Weight, x: Vector, size: Any, stride: Any, padding: str, shared: bool) -> Vector:
-    _traced(what, weight, x)
-    return x.trace.product(weight, x, window_over(x.trace.grids[x.name], what, size, stride, padding, shared))
-
-
-def _traced(what: str, weight: Weight | None, x: Vector) -> None:
-    if weight is not None and not isinstance(weight, Weight):
-        raise ProgramError(what, weight, "a matrix such as tp.hidden_matrix('W1')", f"tp.{what}(W, x, ...)")
-    if not isinstance(x, Vector):
-        raise ProgramError(what, x, "a traced vector", "use it inside the function given to tp.program")
-
-
 def _applied(what: str, function: Callable[..., sp.Expr], vectors: tuple[Vector, ...]) -> sp.Expr:
     if not callable(function):
         raise ProgramError(what, function, "a function, then vectors", f"tp.{what}(lambda a: sympy.tanh(a), v)")
@@ -380,7 +319,7 @@ def program(function: Callable[[Vector], Vector], name: str | None = None, grid:
     """Trace a function of the inputs into a tensor program.
 
     Args:
-        function: takes the traced inputs ``x`` and returns the output of one readout.
+        function: takes the traced inputs ``x`` and returns the output of one readout, with or without a bias.
         name: how the program prints; the function's name by default.
         grid: positions of an input, for convolutions: (16, 16) for images; an input of dimension D then has D / 256 channels.
 
@@ -412,7 +351,7 @@ def program(function: Callable[[Vector], Vector], name: str | None = None, grid:
             getattr(function, "__name__", "program"),
             out,
             "the output of a readout",
-            "end the function with return w @ x, w = tp.readout(...)",
+            "end the function with return w @ x, or w @ x + b, with w = tp.readout(...) and b = tp.bias(...)",
         )
     if trace.grids[out.name] != trace.single:
         raise ProgramError(

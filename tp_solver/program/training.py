@@ -12,7 +12,7 @@ from tp_solver import checks
 from tp_solver.errors import InputError
 from tp_solver.program.losses import LOSSES, Loss, SquaredError
 from tp_solver.program.schedules import CONSTANT, Batches, Schedule, check_schedule
-from tp_solver.program.statements import Program, Role
+from tp_solver.program.statements import Program
 from tp_solver.program.update import Pace, Update
 
 
@@ -182,7 +182,7 @@ def _values(lr: Any) -> tuple[float, ...]:
 
 def assign_rates(lr: Any, program: Program) -> dict[str, float]:
     """Spread a learning rate over the matrices of a program (see :class:`GradientDescent`)."""
-    weights = [m.name for m in program.matrices if m.role is not Role.BIAS]
+    weights = [m.name for m in program.matrices if not m.role.shifts]
     if isinstance(lr, Mapping):
         wrong = [k for k in lr if k not in {m.name for m in program.matrices}]
         lacking = [w for w in weights if w not in lr]

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tp_solver.limit.transposition import COTANGENT
-from tp_solver.program.statements import ONE, Product, Role, X
+from tp_solver.program.statements import ONE, Product, Role, Space, X
 from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home
 from tp_solver.solve.machine import Env, loss_and_error, run
 from tp_solver.solve.march import Setting
-from tp_solver.solve.operator import InputSites, ReadoutSites
+from tp_solver.solve.operator import SITES
 from tp_solver.solve.prepare import Prepared
 from tp_solver.solve.sweep import learned_pairs
 
@@ -123,10 +123,9 @@ def formal_responses(prepared: Prepared, trajectory: Coordinated, gamma0: float)
         for m in program.matrices:
             if m.role is Role.HIDDEN:
                 acting[m.name] = _FormalMatrix(m.name, columns.scales[m.name], book, inner, learned_pairs(plan)[m.name])
-            elif m.role is Role.READOUT:
-                acting[m.name] = ReadoutSites(jnp.zeros((columns.outputs, width)))
             else:
-                acting[m.name] = InputSites(jnp.zeros((columns.inputs[m.name], width)))
+                rows_of = columns.outputs if m.role.codomain is Space.OUTPUT else columns.inputs[m.name]
+                acting[m.name] = SITES[m.role](jnp.zeros((rows_of, width)))
         rows: dict[tuple[str, int], np.ndarray] = {}
         x, y = jnp.asarray(prepared.x), jnp.asarray(prepared.y)
         for t in range(times):

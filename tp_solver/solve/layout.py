@@ -133,7 +133,7 @@ class Columns:
                 sides[group[bottom]].append((m.name, "eps_r", False, room))
             elif m.role is Role.READOUT:
                 sides[group[uses[0].arg]].append((m.name, "weights", False, self.outputs))
-            else:
+            elif m.role is not Role.OUTPUT_BIAS:
                 sides[group[uses[0].out]].append((m.name, "weights", True, self.inputs[m.name]))
         out: dict[str, dict[str, np.ndarray]] = {m.name: {} for m in plan.program.matrices}
         exact = isinstance(source, ExactColumns)
@@ -152,6 +152,9 @@ class Columns:
                     rows = columns[parity][start[parity] : start[parity] + n]
                     out[name][part] = self.scales[name] * (rows[: capacity[side]] if side in capacity else rows)
                 start[parity] += n
+        for m in plan.program.matrices:
+            if m.role is Role.OUTPUT_BIAS:  # starts at zero wherever features are learned
+                out[m.name]["weights"] = np.zeros((self.outputs, columns[True].shape[1]))
         return out
 
 

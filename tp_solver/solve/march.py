@@ -24,7 +24,7 @@ from tp_solver.program.statements import ONE, Product, Role, Space, X
 from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home, Layout
 from tp_solver.solve.machine import Env, loss_and_error, run
 from tp_solver.solve.moving import Learned, Now, moved
-from tp_solver.solve.operator import InputProbe, InputSites, LimitOperator, OperatorState, Probe, ReadoutSites
+from tp_solver.solve.operator import SITES, InputProbe, LimitOperator, OperatorState, Probe
 
 LADDER = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 """Capacities that bases grow through; each new combination is one compilation."""
@@ -105,10 +105,8 @@ def matrices(plan: Layout, state: SiteState, tol: Any) -> dict[str, Any]:
     """The acting matrices of a step."""
     out: dict[str, Any] = {name: LimitOperator(s, tol) for name, s in state.operators.items()}
     for m in plan.program.matrices:
-        if m.role is Role.READOUT:
-            out[m.name] = ReadoutSites(state.sites[m.name])
-        elif m.role is not Role.HIDDEN:
-            out[m.name] = InputSites(state.sites[m.name])
+        if m.role is not Role.HIDDEN:
+            out[m.name] = SITES[m.role](state.sites[m.name])
     return out
 
 
@@ -294,12 +292,10 @@ def _predict_with_blocks(
     for m in plan.program.matrices:
         if m.role is Role.HIDDEN:
             acting[m.name] = Probe(state.operators[m.name], points.scales[m.name], points.noise[m.name], met[m.name])
-        elif m.role is Role.READOUT:
-            acting[m.name] = ReadoutSites(state.sites[m.name])
         elif m.role is Role.INPUT:
             acting[m.name] = InputProbe(state.sites[m.name], points.rest[m.name])
         else:
-            acting[m.name] = InputSites(state.sites[m.name])
+            acting[m.name] = SITES[m.role](state.sites[m.name])
     env: Env = {X: points.x, ONE: jnp.ones_like(points.x[:, :1])}
     return run(plan.program.statements, env, acting)[plan.program.output] / gamma0
 

@@ -102,7 +102,7 @@ def physical_memory() -> float:
 def _site_rows(prepared: Prepared) -> dict[str, int]:
     """Weights per site of every matrix that is not hidden."""
     columns = prepared.columns
-    rows = {m.name: columns.outputs for m in columns.plan.program.matrices if m.role is Role.READOUT}
+    rows = {m.name: columns.outputs for m in columns.plan.program.matrices if m.role.codomain is Space.OUTPUT}
     return rows | dict(columns.inputs)
 
 
@@ -117,6 +117,6 @@ def _widest_population(prepared: Prepared, rank: int) -> int:
         if m.role is Role.HIDDEN:
             count[group[use.out]] += rank
             count[group[use.arg]] += rank
-        else:
+        elif m.role is not Role.OUTPUT_BIAS:
             count[group[use.arg if m.role is Role.READOUT else use.out]] += site[m.name]
     return int(np.max(list(count.values())))

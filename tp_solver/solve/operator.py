@@ -8,6 +8,7 @@ the weights by it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from tp_solver.numerics.basis import Basis, coordinates, extend
 from tp_solver.numerics.sites import combine, inner, mean
+from tp_solver.program.statements import Role
 
 
 class OperatorState(NamedTuple):
@@ -170,3 +172,30 @@ class ReadoutSites:
     def stepped(self) -> jax.Array:
         """The weights after a step of plain gradient descent."""
         return self.weights + self.push
+
+
+class OutputBias(ReadoutSites):
+    """A bias on the output: the readout of the constant 1, whose weights are one number per output, the same at all sites."""
+
+    def forward(self, name: str, x: jax.Array) -> jax.Array:
+        return super().forward(name, self._everywhere(x))
+
+    def backward(self, name: str, y: jax.Array) -> jax.Array:
+        raise NotImplementedError("programs never transpose a bias")
+
+    def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:
+        super().update(above, y, below, self._everywhere(x), weights)
+
+    def _everywhere(self, x: jax.Array) -> jax.Array:
+        """The constant (P, 1) at every site."""
+        *blocks, _, sites = self.weights.shape
+        return jnp.broadcast_to(x, (*blocks, len(x), sites))
+
+
+SITES: Mapping[Role, type[InputSites | ReadoutSites]] = {
+    Role.INPUT: InputSites,
+    Role.BIAS: InputSites,
+    Role.READOUT: ReadoutSites,
+    Role.OUTPUT_BIAS: OutputBias,
+}
+"""What acts for a matrix with weights per site."""

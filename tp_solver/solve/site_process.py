@@ -22,7 +22,7 @@ from tp_solver.program.statements import ONE, Product, Role, Space, Statement, X
 from tp_solver.solve.layout import ABOVE, BELOW, Layout
 from tp_solver.solve.machine import Env, execute
 from tp_solver.solve.march import Setting
-from tp_solver.solve.operator import InputSites, ReadoutSites
+from tp_solver.solve.operator import SITES
 
 BLOCK = 16
 """Times per block."""
@@ -100,19 +100,19 @@ def precedes(plan: Layout, later: Side, earlier: Side) -> np.ndarray:
 
 @cache
 def site_populations(plan: Layout) -> tuple[Population, ...]:
-    """Populations from the lowest to the highest; entrywise statements, averages and shared weights tie sites together."""
+    """Populations from the lowest to the highest; entrywise statements, averages, shared weights and the output tie sites together."""
     program, backward = plan.program, plan.backward
     spaces = {**program.spaces(), **backward.spaces}
     ties = Ties()
     root = ties.root
 
     def local(s: Statement) -> list[str]:
-        """The sites that a statement touches: vectors, averages of them, and its matrix's side."""
+        """The sites that a statement touches: vectors, averages of them and outputs, and its matrix's side."""
         if not isinstance(s, Product):
-            return [v for v in (*s.arguments, s.out) if spaces[v] in (Space.WIDTH, Space.SCALAR)]
+            return [v for v in (*s.arguments, s.out) if spaces[v] is not Space.DATA]
         if program.matrix(s.matrix).role is Role.HIDDEN:
             return [f"{s.matrix}.{BELOW if s.transpose else ABOVE}", s.out]
-        return [f"{s.matrix}.", *(v for v in (s.arg, s.out) if spaces[v] is Space.WIDTH)]
+        return [f"{s.matrix}.", *(v for v in (s.arg, s.out) if spaces[v] is not Space.DATA)]
 
     def met(s: Product) -> list[str]:
         return [f"{s.matrix}.{ABOVE if s.transpose else BELOW}", s.arg]
@@ -199,9 +199,7 @@ def _block(
     def step(carry: Any, now: Any) -> Any:
         weights, vectors = carry
         t, e, field, coefficient = now
-        acting: dict[str, Any] = {
-            m: (ReadoutSites if plan.program.matrix(m).role is Role.READOUT else InputSites)(weights[m]) for m in population.matrices
-        }
+        acting: dict[str, Any] = {m: SITES[plan.program.matrix(m).role](weights[m]) for m in population.matrices}
         one = jnp.ones_like(e) if setting.scalar else e
         env: Env = {X: drive.x, ONE: jnp.ones_like(drive.x[:, :1]), COTANGENT: one}
         for s in population.statements:

@@ -22,7 +22,7 @@ from tp_solver.solve.endings import source_from_stream, state_from_leaves, state
 from tp_solver.solve.layout import ABOVE, BELOW, Home
 from tp_solver.solve.machine import input_coordinates
 from tp_solver.solve.march import Batch, SiteState, everything_met, new_points, predict
-from tp_solver.solve.operator import InputSites, OperatorState, ReadoutSites
+from tp_solver.solve.operator import SITES, OperatorState
 from tp_solver.solve.prepare import Prepared, prepare
 from tp_solver.solve.solution import Fields
 from tp_solver.solve.sweep import Noise, Swept, learned_pairs
@@ -245,7 +245,7 @@ def final_states(
         sites = dict(sites)
         for p in plan.backward.pairs:
             if p.matrix in sites:
-                acting = (ReadoutSites if plan.program.matrix(p.matrix).role is Role.READOUT else InputSites)(sites[p.matrix])
+                acting = SITES[plan.program.matrix(p.matrix).role](sites[p.matrix])
                 y, x = (jnp.asarray(kept[v][t]) if v in kept else data[v] for v in (p.adjoint, p.input))
                 acting.update(p.adjoint, y, p.input, x, batch.rates[p.matrix] * batch.gamma0 * share[t])
                 sites[p.matrix] = acting.stepped

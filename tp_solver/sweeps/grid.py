@@ -18,7 +18,7 @@ from tp_solver.sweeps.runs import EnsembleRun, LimitRun, Run, run_name, run_to_t
 
 Values = Mapping[str, Any]
 _EXAMPLE = '{"gamma0": [0.1, 1, 3], "lr": [0.1, 0.2]}'
-_NET_WORDS = ("depth", "activation", "bias", "width")
+_NET_WORDS = ("depth", "activation", "bias", "output_bias", "width")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
