@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from tp_solver.solve.marched import MarchedKernels, final_ranks
 from tp_solver.solve.memory import Load, march_bytes, physical_memory, require_memory
 from tp_solver.solve.methods import Linear, March
 from tp_solver.solve.prepare import Prepared
+from tp_solver.solve.progress import Watch
 from tp_solver.solve.replicates import (
     LONG_STEPS,
     MAIN,
@@ -38,9 +38,6 @@ from tp_solver.solve.replicates import (
 )
 from tp_solver.solve.solution import Solution, Status
 from tp_solver.solve.trajectory import Trajectory, first_capacity, march
-
-Tick = Callable[[int, float, int], None]
-
 
 HALF, COARSE, FINE = "half the samples", "looser tolerance", "tighter tolerance"
 """Groups of runs beside the main one."""
@@ -58,7 +55,7 @@ def solve_march(
     seed: int,
     method: March,
     folder: Any,
-    tick: Tick,
+    tick: Watch,
 ) -> Solution:
     """Replicated marches; standard errors hold the scatter, the finite-sample bias, the truncation and the step size
     (``theory/limit_operator.md``, LO.7). A target ``rtol`` chooses the samples, the tolerance and the substeps by itself."""
@@ -90,14 +87,14 @@ class Marches:
     seed: int
     method: March
     kept: Checkpoints
-    tick: Tick
+    tick: Watch
     capacity: dict[Home, int] | None = None
 
     @property
     def flow(self) -> bool:
         return isinstance(self.theory.training, GradientFlow)
 
-    def runs(self, samples: int, tol: float, substeps: int) -> Runs[Trajectory]:
+    def runs(self, group: str, samples: int, tol: float, substeps: int) -> Runs[Trajectory]:
         """One march per replicate, up to an interrupt."""
         prepared = prepared_in_steps(self.theory, self.task, substeps)
         stride = substeps if self.flow else 1
@@ -111,6 +108,7 @@ class Marches:
         require_memory(prepared, load, self.capacity or first_capacity(prepared.columns, self.task.P), budget)
         out = []
         for k in range(self.replicates):
+            self.tick.begin(f"{group}, {k + 1} of {self.replicates}: ", first=k == 0)
             trajectory = march(
                 prepared.setting,
                 prepared.columns,
@@ -137,22 +135,24 @@ class Marches:
         """The main runs, those that show their errors, and which of them to compare."""
         samples, tol = effort.samples, effort.tol
         fine = effort.substeps * 2 if self.flow else 1
-        groups = {MAIN: self.runs(samples, tol, fine)}
+        substeps = self.flow * (fine + effort.substeps) + (not self.flow) + 2 * fine * self.method.bias
+        self.tick.expect(self.replicates * self.theory.training.steps * substeps)
+        groups = {MAIN: self.runs(MAIN, samples, tol, fine)}
         checks: list[Check] = []
         if any(tr.failure is not None for tr in groups[MAIN].trajectories):
             return groups, checks
         if self.flow:
-            groups[LONG_STEPS] = self.runs(samples, tol, effort.substeps)
+            groups[LONG_STEPS] = self.runs(LONG_STEPS, samples, tol, effort.substeps)
             checks.append(STEP_SIZE)
         if self.method.bias:
             half, loose = samples // 4 * 2, min(LOOSER * tol, 1.0)
-            groups[HALF] = self.runs(half, tol, fine)
+            groups[HALF] = self.runs(HALF, half, tol, fine)
             checks.append(Check("finite samples", MAIN, HALF, half / (samples - half)))
-            groups[COARSE] = self.runs(half, loose, fine)
+            groups[COARSE] = self.runs(COARSE, half, loose, fine)
             if loose > tol and _ranks(groups[COARSE]) != _ranks(groups[HALF]):
                 checks.append(Check("truncation", HALF, COARSE, tol / (loose - tol)))
             else:  # the same directions show nothing
-                groups[FINE] = self.runs(half, tol / LOOSER, fine)
+                groups[FINE] = self.runs(FINE, half, tol / LOOSER, fine)
                 checks.append(Check("truncation", HALF, FINE, -LOOSER / (LOOSER - 1)))
         return groups, checks
 
@@ -190,7 +190,7 @@ class Marches:
         return solution(self.theory, self.task, self.gamma0, self.method.name, found.of, kernels, status, message, details, tested)
 
 
-def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Linear, tick: Tick) -> Solution:
+def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Linear, tick: Watch) -> Solution:
     """The march on exact sites: for linear maps every average is a finite sum over Gaussian directions."""
     curved = nonlinear_statement(theory.program)
     if curved is not None:

@@ -7,20 +7,63 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
-Tick = Callable[[int, float, int], None]
+import numpy as np
+
+
+@dataclass
+class Watch:
+    """Told of every step, between steps: shows progress, and raises a pending KeyboardInterrupt.
+
+    Attributes:
+        bar: a tqdm bar, or None where nobody watches.
+        pending: set by Ctrl-C.
+        losses: of the runs that differ in their random numbers alone, the present one last: step -> loss.
+    """
+
+    bar: Any
+    pending: threading.Event
+    losses: list[dict[int, float]] = field(default_factory=list)
+    doing: str = ""
+
+    def expect(self, steps: int) -> None:
+        """So many more steps are to come: the bar knows the time left."""
+        if self.bar is not None:
+            self.bar.total = (self.bar.total or 0) + steps
+            self.bar.refresh()
+
+    def begin(self, doing: str, first: bool) -> None:
+        """A run begins; ``first`` of those that differ in their random numbers alone."""
+        self.doing = doing
+        self.losses = [{}] if first else [*self.losses, {}]
+
+    def __call__(self, step: int, loss: float, rank: int) -> None:
+        if self.bar is not None:
+            if self.losses:
+                self.losses[-1][step] = loss
+            self.bar.set_postfix_str(f"{self.doing}step {step}, loss {loss:.4g}{self._error(step)}, rank {rank}", refresh=False)
+            self.bar.update()
+        if self.pending.is_set():
+            raise KeyboardInterrupt
+
+    def _error(self, step: int) -> str:
+        """Standard error of the loss, from the runs that have come this far."""
+        found = [run[step] for run in self.losses if step in run]
+        return f" +- {np.std(found, ddof=1) / np.sqrt(len(found)):.1g}" if len(found) > 1 else ""
 
 
 @contextmanager
-def watched(show: bool | None) -> Iterator[Tick]:
-    """A callback (step, loss, rank), to be called between steps: it shows progress and raises a pending KeyboardInterrupt.
+def watched(show: bool | None) -> Iterator[Watch]:
+    """What a solve tells of its steps.
 
     Ctrl-C inside a compiled step would lose the state that the step has taken over; here it waits for the step's end. A
     second Ctrl-C does not wait.
 
     Args:
-        show: whether to show a bar; None asks whether stderr is a terminal.
+        show: whether to show a bar on stderr; None asks whether that is a terminal.
     """
     pending = threading.Event()
 
@@ -29,17 +72,14 @@ def watched(show: bool | None) -> Iterator[Tick]:
             raise KeyboardInterrupt
         pending.set()
 
-    def check() -> None:
-        if pending.is_set():
-            raise KeyboardInterrupt
+    with _handling_interrupts(later):
+        if not (sys.stderr.isatty() if show is None else show):
+            yield Watch(None, pending)
+            return
+        from tqdm import tqdm
 
-    with _handling_interrupts(later), _bar(show) as bar:
-
-        def tick(step: int, loss: float, rank: int) -> None:
-            bar(step, loss, rank)
-            check()
-
-        yield tick
+        with tqdm(unit=" steps", file=sys.stderr, leave=False) as bar:
+            yield Watch(bar, pending)
 
 
 @contextmanager
@@ -53,19 +93,3 @@ def _handling_interrupts(handler: Callable[[int, FrameType | None], None]) -> It
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _bar(show: bool | None) -> Iterator[Tick]:
-    if not (sys.stderr.isatty() if show is None else show):
-        yield lambda step, loss, rank: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(unit=" steps", file=sys.stderr, leave=False) as bar:
-
-        def advance(step: int, loss: float, rank: int) -> None:
-            bar.set_postfix_str(f"step {step}, loss {loss:.4g}, rank {rank}", refresh=False)
-            bar.update()
-
-        yield advance
