@@ -1,4 +1,4 @@
-"""How much memory a march needs, before anything is compiled (``theory/limit_operator.md``, LO.9)."""
+"""How much memory a march needs, before anything is compiled (``theory/limit_operator.md``, LO.10)."""
 
 from __future__ import annotations
 
