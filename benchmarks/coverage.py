@@ -18,7 +18,7 @@ import numpy as np
 # before jax starts: threads that wait for each other burn processor time, for small arrays more than for large ones
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
-from reference_problems import t3
+from reference_problems import Problem, t3
 
 import tp_solver as tp
 
@@ -50,6 +50,29 @@ TWO_TIMES = ((1, 16, 16), (2, 16, 16), (2, 16, 8))
 KERNELS = tuple(Quantity(name, args) for name in ("Phi", "G") for args in TWO_TIMES) + tuple(Quantity("ntk", (t,)) for t in (0, 4, 16))
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """Of one quantity: per entry, the share of repeats whose interval held the reference; rms error and half width."""
+
+    entries: np.ndarray
+    error: float
+    width: float
+
+
+def coverage(problem: Problem, samples: int, replicates: int, repeats: int, reference: tp.Solution) -> dict[Quantity, Coverage]:
+    """Solve with seeds 0, 1, ... and look whether the intervals hold the reference."""
+    held: dict[Quantity, list[np.ndarray]] = {q: [] for q in (*SERIES, *KERNELS)}
+    size: dict[Quantity, list[tuple[float, float]]] = {q: [] for q in held}
+    for seed in range(repeats):
+        sol = problem.solve(samples, None, replicates, seed, bias=True)
+        for q in held:
+            low, high = q.interval(sol)
+            target = q.value(reference)
+            held[q].append(((low <= target) & (target <= high)).ravel())
+            size[q].append((float(np.mean((q.value(sol) - target) ** 2)), float(np.mean(((high - low) / 2) ** 2))))
+    return {q: Coverage(np.mean(held[q], axis=0), *map(float, np.sqrt(np.mean(size[q], axis=0)))) for q in held}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few repeats, to check that the script runs")
@@ -57,34 +80,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--replicates", type=int, default=4)
     given = parser.parse_args()
-    repeats = 4 if given.quick else given.repeats
+    repeats, copies = (4, 4) if given.quick else (given.repeats, 8 * given.replicates)
 
-    problem = t3()
     start = time.process_time()
-    reference = problem.solve(10 * given.samples, None, 4 if given.quick else 8 * given.replicates, seed=10**6, bias=True)
-    held: dict[Quantity, list[np.ndarray]] = {q: [] for q in (*SERIES, *KERNELS)}
-    size: dict[Quantity, list[tuple[float, float]]] = {q: [] for q in held}
-    for seed in range(repeats):
-        sol = problem.solve(given.samples, None, given.replicates, seed, bias=True)
-        for q in held:
-            low, high = q.interval(sol)
-            target = q.value(reference)
-            held[q].append(((low <= target) & (target <= high)).ravel())
-            size[q].append((float(np.mean((q.value(sol) - target) ** 2)), float(np.mean(((high - low) / 2) ** 2))))
+    reference = t3().solve(10 * given.samples, None, copies, seed=10**6, bias=True)
+    rows = coverage(t3(), given.samples, given.replicates, repeats, reference)
     seconds = time.process_time() - start
-
     print(
-        f"{repeats} repeats of {given.replicates} x {given.samples} samples against {reference.details['replicates']} x "
-        f"{reference.details['samples']}: {seconds:.0f} processor seconds.\n"
+        f"{repeats} repeats of {given.replicates} x {given.samples} samples against {copies} x {10 * given.samples}: "
+        f"{seconds:.0f} processor seconds.\n"
     )
     print("| quantity | entries | covered | worst entry | best entry | rms error | rms half width |\n|---|---|---|---|---|---|---|")
-    for q, rows in held.items():
-        covered = np.mean(rows, axis=0)
-        error, width = np.sqrt(np.mean(size[q], axis=0))
-        print(
-            f"| {q} | {covered.size} | {covered.mean():.1%} | {covered.min():.1%} | {covered.max():.1%} | {error:.2e} | {width:.2e} |",
-            flush=True,
-        )
+    for q, row in rows.items():
+        e = row.entries
+        print(f"| {q} | {e.size} | {e.mean():.1%} | {e.min():.1%} | {e.max():.1%} | {row.error:.2e} | {row.width:.2e} |")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import numpy as np
 
 Parts = Mapping[str, np.ndarray]
 
-SIGNIFICANT = 4.0
-"""Mean square of a deviation, in units of its own noise, from which on it may be removed: two standard errors."""
+SIGNIFICANT = 16.0
+"""Mean square of a deviation, in units of its own noise, from which on it may be removed: four standard errors, as few replicates know
+their noise badly, and the noise of what is removed in error is larger than what it saves."""
 DOUBT = 0.5
 """Share of a removed deviation that stays in the interval: it is of first order only about."""
 SAMPLING = "sampling"
@@ -84,27 +85,36 @@ class Resolved:
 
     Attributes:
         mean: over replicates; infinite where it is not known.
-        square, noise: mean squares of that mean, and of its standard error (zero for a single replicate), over what is known.
+        spread: standard error of the mean, zero where it is not known or for a single replicate.
+        square, noise: mean squares of the two, over what is known.
     """
 
     mean: np.ndarray
+    spread: np.ndarray
     square: float
     noise: float
 
     @property
-    def bias(self) -> np.ndarray:
-        """The part that is more than noise: the mean, shrunk so that its mean square is what noise does not explain."""
-        shrink = np.sqrt(max(0.0, 1.0 - self.noise / self.square)) if self.square > 0 else 0.0
-        return np.where(np.isfinite(self.mean), shrink * self.mean, np.inf)
+    def trust(self) -> float:
+        """Share of the mean square that noise does not explain, between 0 and 1."""
+        return max(0.0, 1.0 - self.noise / self.square) if self.square > 0 else 0.0
+
+    @property
+    def size(self) -> np.ndarray:
+        """Root mean square of the true deviation, entry by entry: for a Gaussian one of the variance that noise does not explain, its
+        expectation given the mean is ``trust * mean``, its variance ``trust * spread**2``."""
+        known = np.isfinite(self.mean)
+        mean = np.where(known, self.mean, 0.0)
+        return np.where(known, np.sqrt((self.trust * mean) ** 2 + self.trust * self.spread**2), np.inf)
 
 
 def resolved(errors: np.ndarray) -> Resolved:
     """Mean and noise of a deviation (replicates, ...)."""
     known = np.isfinite(errors).all(axis=0)
-    mean = np.where(known, np.mean(np.where(known, errors, 0.0), axis=0), np.inf)
-    if not known.any():
-        return Resolved(mean, 0.0, 0.0)
-    return Resolved(mean, float(np.mean(mean[known] ** 2)), float(np.mean(scatter(errors[:, known]) ** 2)))
+    finite = np.where(known, errors, 0.0)
+    mean, spread = finite.mean(axis=0), scatter(finite)
+    square, noise = (float(np.mean(a[known] ** 2)) if known.any() else 0.0 for a in (mean, spread))
+    return Resolved(np.where(known, mean, np.inf), spread, square, noise)
 
 
 def scatter(values: np.ndarray) -> np.ndarray:
@@ -144,9 +154,12 @@ def estimate(main: np.ndarray, errors: Mapping[str, np.ndarray], removed: frozen
         removed: kinds to remove; half of what is removed stays in the error.
         sampled: whether there is sampling noise, which a single replicate does not show.
     """
-    values, biases = _corrected(main, errors, removed)
-    freedom = len(main) - 1.0 if sampled else np.inf
-    return Estimate(values.mean(axis=0), {SAMPLING: scatter(values), **{kind: np.abs(b) for kind, b in biases.items()}}, freedom)
+    values = without(main, {kind: errors[kind] for kind in errors if kind in removed})
+    parts = {SAMPLING: scatter(values)}
+    for kind, error in errors.items():
+        found = resolved(error)
+        parts[kind] = np.abs(DOUBT * found.mean) if kind in removed else found.size
+    return Estimate(values.mean(axis=0), parts, len(main) - 1.0 if sampled else np.inf)
 
 
 def estimate_of(
@@ -156,25 +169,22 @@ def estimate_of(
 
     The mean of the function would be biased by its curvature times the scatter squared.
     """
-    values, biases = _corrected(main, errors, removed)
-    mean, count = values.mean(axis=0), len(values)
-    value = function(mean)
-    parts = {SAMPLING: np.zeros_like(value)}
-    if count > 1:
-        left = np.array([function((count * mean - v) / (count - 1)) for v in values])
-        parts[SAMPLING] = np.sqrt((count - 1) * np.var(left, axis=0))
-    for kind, bias in biases.items():
-        moved = function(mean + np.where(np.isfinite(bias), bias, 0.0)) - value
-        lost = ~np.isfinite(bias).all(axis=tuple(range(value.ndim, bias.ndim)))
-        parts[kind] = np.where(lost, np.inf, np.abs(moved))
-    return Estimate(value, parts, count - 1.0 if sampled else np.inf)
-
-
-def _corrected(main: np.ndarray, errors: Mapping[str, np.ndarray], removed: frozenset[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Values per replicate, and what is left of every deviation."""
     values = without(main, {kind: errors[kind] for kind in errors if kind in removed})
-    left = {}
+    mean = values.mean(axis=0)
+    value = function(mean)
+
+    def noise(draws: np.ndarray) -> np.ndarray:
+        """Standard error of the function from draws whose mean is added to that of the values."""
+        count, center = len(draws), draws.mean(axis=0)
+        if count == 1:
+            return np.zeros_like(value)
+        return np.sqrt((count - 1) * np.var([function(mean + (center - d) / (count - 1)) for d in draws], axis=0))
+
+    parts = {SAMPLING: noise(values)}
     for kind, error in errors.items():
-        found = resolved(error)
-        left[kind] = DOUBT * found.mean if kind in removed else found.bias
-    return values, left
+        found, finite = resolved(error), np.isfinite(error).all(axis=0)
+        share, spread = (DOUBT, 0.0) if kind in removed else (found.trust, found.trust**0.5)
+        moved = function(mean + np.where(finite, share * found.mean, 0.0)) - value
+        known = finite.all(axis=tuple(range(value.ndim, mean.ndim)))
+        parts[kind] = np.where(known, np.hypot(moved, spread * noise(np.where(finite, error, 0.0))), np.inf)
+    return Estimate(value, parts, len(main) - 1.0 if sampled else np.inf)
