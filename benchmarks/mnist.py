@@ -26,13 +26,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-# before jax starts: threads that wait for each other burn processor time, for small arrays more than for large ones
+# before numpy and jax start: threads that wait for each other burn processor time, for small arrays more than for large ones
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator
+
 import tp_solver as tp
-from tp_solver.finite.simulate_at import simulate_at
+from tp_solver import plot
+from tp_solver.finite.experiment import prepare
+from tp_solver.finite.simulate_at import simulate_at, without_kernels
 from tp_solver.numerics.width_fit import Design, fit_widths, influences
 from tp_solver.storage import Record, read_record, write_record
 
@@ -195,7 +200,9 @@ def march_curve(record: Record, task: tp.Task) -> Curve:
     a = record.arrays
     noisy = a["f_test"] + a["f_test_error"] * np.random.default_rng(0).standard_normal((100, *a["f_test"].shape))
     ranks = f"ranks {a['ranks'].min()} to {a['ranks'].max()}"
-    return Curve(a["loss_test"], a["loss_test_error"], accuracy(a["f_test"], task), accuracy(noisy, task).std(axis=0), *cost([record]), ranks)
+    return Curve(
+        a["loss_test"], a["loss_test_error"], accuracy(a["f_test"], task), accuracy(noisy, task).std(axis=0), *cost([record]), ranks
+    )
 
 
 def nets_curve(records: Sequence[Record], task: tp.Task) -> Curve:
@@ -210,14 +217,8 @@ def nets_curve(records: Sequence[Record], task: tp.Task) -> Curve:
 
 def as_ensemble(run: Run, gamma0: float, width: int, records: Sequence[Record]) -> tp.Ensemble:
     """The nets of one width as the ensemble that ``extrapolate`` reads; its rows are those of the run, not all steps."""
-    a = {name: np.array([[r.arrays[name] for r in records]]) for name in records[0].arrays}
-    lead, points = (1, len(records)), run.images
-    no_kernels, no_fields = np.zeros((*lead, 0, 0, NET.depth, points, points)), np.zeros((*lead, 0, NET.depth, 0, points))
-    return tp.Ensemble(
-        (width,), tuple(range(len(records))), (), gamma0, True, NET, tp.muP, run.training, run.task,
-        a["f"], a["loss"], a["f_test"], a["loss_test"],
-        no_kernels, no_kernels, np.zeros((*lead, 0, points)), no_fields, no_fields, np.full(lead, -1),
-    )  # fmt: skip
+    experiment = prepare(NET, tp.muP, run.training, run.task, gamma0, [width], len(records), True, 0, "float32")
+    return without_kernels(experiment, {name: np.array([[r.arrays[name] for r in records]]) for name in records[0].arrays})
 
 
 def extrapolated_curve(run: Run, gamma0: float, nets: dict[int, list[Record]], task: tp.Task) -> Curve:
@@ -291,9 +292,88 @@ def print_table(run: Run, found: dict[tuple[float, str], Curve]) -> None:
             print(f"\ngamma0 = {gamma0:g}, {method}: {c.remark}.")
 
 
-def draw(all_found: dict[int, dict[tuple[float, str], Curve]], runs: dict[int, Run], path: Path) -> None:
-    """Test loss and accuracy against steps, a row of panels per run."""
-    raise NotImplementedError
+COLOURS = {0.0: "0.35", 0.1: "#3b6fb6", 1.0: "#d98b1d", 3.0: "#b3263a"}
+
+
+def draw(found: dict[int, dict[tuple[float, str], Curve]], runs: dict[int, Run], path: Path) -> None:
+    """A row of panels per run: test loss and accuracy against steps, and the loss after training against 1/width.
+
+    Lines are limits, open circles the widest nets, dots the narrowest, bands and bars 95 % intervals.
+    """
+    from matplotlib.figure import Figure
+
+    with plot.style():
+        figure = Figure(figsize=(9.6, 2.9 * len(found)), layout="constrained")
+        panels = figure.subplots(len(found), 3, squeeze=False, width_ratios=(1.2, 1.2, 1))
+        for line, (images, of_run) in zip(panels, found.items(), strict=True):
+            run = runs[images]
+            for axes, what in zip(line, ("loss", "accuracy"), strict=False):
+                for key in of_run:
+                    _draw_curve(axes, run, of_run, key, what)
+                axes.set(xscale="log", xlim=(run.rows[1], run.steps), xlabel="step")
+                axes.set_title(f"{run.images} images, batches of {run.batch}")
+            line[0].set(ylabel="test loss", yscale="log")
+            line[0].yaxis.set_major_locator(FixedLocator([0.3, 0.5, 0.7, 1, 1.5, 2]))
+            line[0].yaxis.set_major_formatter("{x:g}")
+            line[0].yaxis.set_minor_locator(NullLocator())
+            line[1].set_ylabel("test accuracy, %")
+            _draw_widths(line[2], run, of_run)
+        strengths = sorted({gamma0 for of_run in found.values() for gamma0, _ in of_run})
+        figure.legend(handles=_handles(strengths, next(iter(runs.values()))), loc="outside lower center", ncols=6)
+        plot.save(figure, path)
+
+
+def _handles(strengths: Sequence[float], run: Run) -> list[Line2D]:
+    words = {0.0: r"kernel limit ($\gamma_0 \to 0$)"}
+    lines = [Line2D([], [], color=COLOURS[g], ls=_dashes(g), label=words.get(g, rf"limit, $\gamma_0 = {g:g}$")) for g in strengths]
+    widths = [width for width, _ in run.seeds]
+    marks = (("o", "none", f"nets, width {widths[-1]}"), (".", "0.35", f"nets, width {widths[0]}"))
+    return lines + [Line2D([], [], color="0.35", marker=m, mfc=c, ls="none", ms=4, label=text) for m, c, text in marks]
+
+
+def _dashes(gamma0: float) -> Any:
+    return "-" if gamma0 else (0, (4, 2))
+
+
+def _draw_curve(axes: Any, run: Run, found: dict[tuple[float, str], Curve], key: tuple[float, str], what: str) -> None:
+    (gamma0, method), c = key, found[key]
+    scale = 1 if what == "loss" else 100
+    # the first row is of the untrained net, which has no place on a logarithmic axis
+    mean, error = scale * getattr(c, what)[1:], scale * getattr(c, f"{what}_error")[1:]
+    rows, colour = np.array(run.rows)[1:], COLOURS[gamma0]
+    if method in ("kernel limit", "march", "extrapolated"):
+        if method == "extrapolated" and (gamma0, "march") in found:
+            return  # one line per limit; the table and the last panel have both
+        axes.plot(rows, mean, color=colour, ls=_dashes(gamma0), zorder=3)
+        axes.fill_between(rows, mean - 1.96 * error, mean + 1.96 * error, color=colour, alpha=0.25, lw=0)
+        return
+    widths = [width for width, _ in run.seeds]
+    marks = {f"nets of {widths[-1]}": ("o", "none", 4), f"nets of {widths[0]}": (".", colour, 4)}
+    if method in marks:
+        marker, fill, size = marks[method]
+        axes.plot(rows, mean, color=colour, ls="none", marker=marker, mfc=fill, ms=size, mew=0.8, zorder=4)
+
+
+def _draw_widths(axes: Any, run: Run, found: dict[tuple[float, str], Curve]) -> None:
+    """Loss after training against 1/width, with the limits at zero."""
+    inverse = [0.0, *(1 / width for width, _ in reversed(run.seeds))]
+    for gamma0 in sorted({g for g, _ in found} - {0.0}):
+        at_zero = [(0.0, found[gamma0, m], "D" if m == "march" else "d") for m in ("march", "extrapolated") if (gamma0, m) in found]
+        nets = [(1 / w, found[gamma0, f"nets of {w}"], "o") for w, _ in run.seeds if (gamma0, f"nets of {w}") in found]
+        for x, c, marker in at_zero + nets:
+            style: dict[str, Any] = {
+                "marker": marker,
+                "mfc": "none" if marker == "o" else None,
+                "ms": 4,
+                "mew": 0.8,
+                "capsize": 2,
+                "elinewidth": 0.8,
+            }
+            axes.errorbar(x, c.loss[-1], 1.96 * c.loss_error[-1], color=COLOURS[gamma0], ls="none", clip_on=False, zorder=4, **style)
+        line = sorted((x, c.loss[-1]) for x, c, _ in at_zero[:1] + nets)
+        axes.plot(*zip(*line, strict=True), color=COLOURS[gamma0], lw=0.7, alpha=0.6)
+    axes.set(xlabel="width", xlim=(0, 1.06 * inverse[-1]), ylabel=f"test loss, step {run.steps}", title="nets approach their limit")
+    axes.set_xticks(inverse, [r"$\infty$", *(str(width) for width, _ in reversed(run.seeds))], rotation=45)
 
 
 def main() -> None:
@@ -302,7 +382,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where finished pieces are kept (a temporary folder if left out)")
     parser.add_argument("--images", type=int, nargs="+", choices=(100, 1000), default=(100, 1000), help="which runs")
     parser.add_argument("--gamma0", type=float, nargs="+", choices=GAMMA0, default=GAMMA0, help="which strengths, in this order")
-    parser.add_argument("--parts", nargs="*", choices=("nets", "kernel", "march"), default=("nets", "kernel", "march"), help="what to compute")
+    parser.add_argument(
+        "--parts", nargs="*", choices=("nets", "kernel", "march"), default=("nets", "kernel", "march"), help="what to compute"
+    )
     parser.add_argument("--figure", type=Path, help="where to draw what the folder holds")
     given = parser.parse_args()
     runs = SMALL if given.quick else FULL

@@ -90,7 +90,9 @@ def _readings(experiment: Experiment, width: int, label: int, rows: Sequence[int
     net, data = experiment.net, experiment.data
     numbers, clock = experiment.numbers(width), clock_of(experiment, width)
     weights = experiment.draw(width, (label,))
-    base = Base(jnp.zeros_like(data.y)[None], None if data.X_test is None else jnp.zeros((1, data.X_test.shape[1], net.outputs), data.X.dtype))
+    base = Base(
+        jnp.zeros_like(data.y)[None], None if data.X_test is None else jnp.zeros((1, data.X_test.shape[1], net.outputs), data.X.dtype)
+    )
     if experiment.centred:
         start = dynamics.row(net, weights, base, numbers, data)
         base = Base(start["f"], start.get("f_test"))
@@ -114,7 +116,8 @@ def train(net: Net, rule: Rule, moving: Moving, base: Base, numbers: Numbers, da
 
     def one(moving: Moving, base: Base) -> Moving:
         def velocity(t: Array, w: Weights) -> Weights:
-            x, y, f_0, p = data.X, data.y, base.f, 1 / data.X.shape[1]
+            x, y, f_0 = data.X, data.y, base.f
+            p = jnp.full(len(y), 1 / len(y), x.dtype)
             if course.points is not None and course.weights is not None:
                 chosen, p = course.points[t], course.weights[t]
                 x, y, f_0 = x[:, chosen], y[chosen], f_0[chosen]
