@@ -1,7 +1,7 @@
 """The march or extrapolation from nets: which is cheaper, over points, outputs and wanted error, and what the advice foretold.
 
 Three hidden tanh layers in muP, gamma0 = 1, scikit-learn's digits, full batches: two classes with squared error (one output) and ten
-with cross-entropy. Errors are standard errors of predictions on 200 other images after training, in units of their rms size, as
+with cross-entropy. Errors are standard errors of predictions on 100 other images after training, in units of their rms size, as
 ``tp.solve`` and ``tp.extrapolate`` report them. Both are run at two settings; a power law through those of the march, and the law
 1 / error^2 for the nets (with at least four seeds of the widest), give the processor seconds for the wanted error. Seconds are those
 of one thread, compilation apart, taken in one run.
@@ -139,10 +139,10 @@ def main() -> None:
     print("| points | outputs | error | march s | nets s | wins by | advice: march s | nets s | advised | rank found, foretold |")
     print(f"|{'---|' * 10}")
     notes = []
-    for K in outputs:
-        for P in points:
-            case = Case(P, K, 10 if given.quick else 60, 20 if given.quick else 200)
-            counts = (256, 512) if given.quick else (1024, 4096 if P < 100 else 2048)
+    for P in points:
+        for K in outputs:
+            case = Case(P, K, 10 if given.quick else 60, 20 if given.quick else 100)
+            counts = (256, 512) if given.quick else (512, 2048)
             marched, trained = march(case, counts), train(case, widths)
             trial = advice.try_march(case.theory, case.task, 1.0, "float64", 0)
             per_sample = advice.predict_ranks(trial.ranks, case.steps)[-1] * (trial.tol * counts[1] / 8) ** trial.growth

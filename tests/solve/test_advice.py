@@ -54,18 +54,18 @@ def test_a_rank_that_follows_the_samples_is_no_march():
 def test_smaller_errors_cost_more():
     costs = [advice.predict_march(trial(), 100, e)[-1] for e in (0.03, 0.01, 0.003)]
     assert costs == sorted(costs)
-    seeds = [advice.seeds_for(e)[-1] for e in (0.3, 0.01, 0.003)]
+    seeds = [advice.seeds_for(e, 10)[-1] for e in (0.3, 0.01, 0.003)]
     assert seeds[0] == advice.FEWEST
     np.testing.assert_allclose(seeds[2] / seeds[1], (0.01 / 0.003) ** 2, rtol=0.05)
 
 
 def test_seeds_give_the_wanted_error():
     """Predictions of size one that scatter as assumed, fitted by ``extrapolate``'s own rule."""
-    error = 0.01
-    seeds = advice.seeds_for(error)
+    error, scatter = 0.05, advice.SCATTER * 10**advice.SPREADING
+    seeds = advice.seeds_for(error, 10)
     widths = tuple(advice.NARROWEST * r for r in advice.RATIOS)
     rng = np.random.default_rng(0)
-    values = [1 + advice.SCATTER / np.sqrt(n) * rng.standard_normal((s, 200)) for n, s in zip(widths, seeds, strict=True)]
+    values = [1 + scatter / np.sqrt(n) * rng.standard_normal((s, 200)) for n, s in zip(widths, seeds, strict=True)]
     fit = fit_widths(Design(widths, seeds, tuple((k,) for k in range(4))), values, rng)
     np.testing.assert_allclose(np.sqrt(np.mean(fit.stderr**2)), error, rtol=0.1)
 

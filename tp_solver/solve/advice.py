@@ -40,8 +40,9 @@ FINEST = 8.0
 """tol = FINEST / samples, what samples can resolve; and the most directions that S samples can carry are S / FINEST."""
 MOST_SAMPLES = 2**16
 """More are not advised on a CPU."""
-SCATTER = 2.0
-"""Predictions of one net of width N scatter by SCATTER / sqrt(N) of their size."""
+SCATTER, SPREADING = 0.5, 0.85
+"""Predictions of one net of width N with K outputs scatter by SCATTER K^SPREADING / sqrt(N) of their size (measured: 0.37 to 0.71
+for one output, 2.9 to 4.2 for ten)."""
 NARROWEST = 128
 """The narrowest width whose bias c/N the fit describes."""
 RATIOS = (1, 2, 4, 8)
@@ -95,7 +96,7 @@ class Trial:
     Attributes:
         ranks: largest rank after each step.
         growth: exponent of the rank in 1 / tolerance.
-        error: relative error of predictions after the last step; samples, tol: that it belongs to.
+        error: relative error of predictions after the last step, of as many replicates as are advised; samples, tol: that it belongs to.
         fixed: processor seconds per step without samples; each: per step, sample and direction.
     """
 
@@ -157,7 +158,7 @@ def advise_from(trial: Trial, theory: LimitEquations, task: Task, error: float, 
     steps = theory.training.steps
     samples, rank, reached, march_seconds = predict_march(trial, steps, error)
     widths = tuple(NARROWEST * r for r in RATIOS)
-    seeds = seeds_for(error)
+    seeds = seeds_for(error, task.targets(theory.training.loss)[0].shape[1])
     nets_seconds = steps * sum(s * OVERHEAD * seconds_per_step(theory, task, n, dtype) for n, s in zip(widths, seeds, strict=True))
     march = reached <= error and march_seconds <= nets_seconds
     return Advice(
@@ -182,7 +183,9 @@ def try_march(theory: LimitEquations, task: Task, gamma0: float, dtype: str, see
     each = max(each, seconds_per_direction(theory, task, fine[-1][0], dtype))  # the products themselves, which few samples hide
     fixed = max(0.0, float(np.median(times - each * work[:, 1])))
     growth = float(np.clip(np.log(fine[-1][0] / coarse[-1][0]) / np.log(4), 0.0, 1.0))
-    return Trial(tuple(r for r, _ in coarse), growth, _relative_error(sol), SAMPLES, tol, float(fixed), float(each))
+    return Trial(
+        tuple(r for r, _ in coarse), growth, _relative_error(sol) * np.sqrt(2 / REPLICATES), SAMPLES, tol, float(fixed), float(each)
+    )
 
 
 def _together(runs: Sequence[list[tuple[int, float]]], k: int) -> list[tuple[int, float]]:
@@ -227,11 +230,12 @@ def predict_ranks(known: Sequence[int], steps: int) -> np.ndarray:
     return np.concatenate([known, now * 2.0**gained])
 
 
-def seeds_for(error: float) -> tuple[int, ...]:
+def seeds_for(error: float, outputs: int) -> tuple[int, ...]:
     """Nets per width, from the narrowest, whose extrapolation has a relative error; at least four of the widest."""
     x = 1 / np.array(RATIOS)
     share = 1 / len(x) + x.mean() ** 2 / np.sum((x - x.mean()) ** 2)  # variance of the limit over that of each width's mean
-    widest = max(FEWEST, int(np.ceil(share * SCATTER**2 / (NARROWEST * RATIOS[-1] * error**2))))
+    scatter = SCATTER * outputs**SPREADING
+    widest = max(FEWEST, int(np.ceil(share * scatter**2 / (NARROWEST * RATIOS[-1] * error**2))))
     return tuple(widest * RATIOS[-1] // r for r in RATIOS)
 
 
