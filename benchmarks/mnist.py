@@ -221,9 +221,9 @@ def as_ensemble(run: Run, gamma0: float, width: int, records: Sequence[Record]) 
     return without_kernels(experiment, {name: np.array([[r.arrays[name] for r in records]]) for name in records[0].arrays})
 
 
-def extrapolated_curve(run: Run, gamma0: float, nets: dict[int, list[Record]], task: tp.Task) -> Curve:
-    """The limit from nets of all widths; the error of the accuracy by resampling the same nets."""
-    sol = tp.extrapolate(*(as_ensemble(run, gamma0, width, records) for width, records in nets.items()))
+def make_extrapolation(run: Run, gamma0: float, nets: dict[int, list[Record]]) -> dict[str, np.ndarray]:
+    """The limit from nets of all widths; the error of the accuracy by resampling the same nets, with what their noise takes from it."""
+    sol, task = tp.extrapolate(*(as_ensemble(run, gamma0, width, records) for width, records in nets.items())), run.task
     assert sol.f_test is not None
     assert sol.loss_test is not None
     values = [np.array([r.arrays["f_test"] for r in records]) for records in nets.values()]
@@ -231,15 +231,27 @@ def extrapolated_curve(run: Run, gamma0: float, nets: dict[int, list[Record]], t
     rng = np.random.default_rng(0)
     fit = fit_widths(design, values, rng)
     draws = design.draws(RESAMPLES, rng)
-    spread = np.empty(len(run.rows))
+    right, spread = accuracy(sol.f_test, task), np.empty(len(run.rows))
     for t in range(len(run.rows)):
         moved = influences(design, [v[:, t].reshape(len(v), -1) for v in values], fit.weights)
-        noisy = fit.limit[t] + (draws @ moved).reshape(RESAMPLES, *fit.limit[t].shape)
-        spread[t] = accuracy(noisy, task).std()
-    return Curve(
-        sol.loss_test, sol.stderr("loss_test"), accuracy(sol.f_test, task), spread, *cost([r for rs in nets.values() for r in rs]),
-        sol.message.split("; ", 1)[-1],
-    )  # fmt: skip
+        noisy = accuracy(fit.limit[t] + (draws @ moved).reshape(RESAMPLES, *fit.limit[t].shape), task)
+        spread[t] = np.hypot(noisy.std(), noisy.mean() - right[t])
+    remark = np.array(sol.message.split("; ", 1)[-1])
+    return {
+        "loss": sol.loss_test,
+        "loss_error": sol.stderr("loss_test"),
+        "accuracy": right,
+        "accuracy_error": spread,
+        "remark": remark,
+        "f_test": sol.f_test,
+    }
+
+
+def extrapolated_curve(record: Record, nets: dict[int, list[Record]]) -> Curve:
+    """The seconds of the nets count too."""
+    a = record.arrays
+    seconds, peak = cost([record, *(r for records in nets.values() for r in records)])
+    return Curve(a["loss"], a["loss_error"], a["accuracy"], a["accuracy_error"], seconds, peak, str(a["remark"]))
 
 
 def curves(run: Run, shelf: Shelf) -> dict[tuple[float, str], Curve]:
@@ -255,7 +267,9 @@ def curves(run: Run, shelf: Shelf) -> dict[tuple[float, str], Curve]:
         nets = {width: list(stored_nets(run, shelf, gamma0, width, count)) for width, count in run.seeds}
         nets = {width: records for width, records in nets.items() if len(records) >= 4}
         if len(nets) >= 3:
-            found[gamma0, "extrapolated"] = extrapolated_curve(run, gamma0, nets, task)
+            name = f"extrapolated_gamma0_{gamma0:g}_" + "_".join(f"{len(records)}x{width}" for width, records in nets.items())
+            made = shelf.get_or_make(run, name, lambda gamma0=gamma0, nets=nets: make_extrapolation(run, gamma0, nets))
+            found[gamma0, "extrapolated"] = extrapolated_curve(made, nets)
         found |= {(gamma0, f"nets of {width}"): nets_curve(records, task) for width, records in nets.items()}
     return found
 
