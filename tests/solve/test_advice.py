@@ -1,0 +1,112 @@
+"""Which instrument: laws that the predictions obey, and predictions next to what happens."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+import tp_solver as tp
+from tp_solver.numerics.width_fit import Design, fit_widths
+
+advice = import_module("tp_solver.solve.advice")  # tp_solver.solve is the verb, which hides the folder
+
+NET = tp.mlp(depth=2, activation=tp.tanh)
+
+
+def problem(points: int, steps: int) -> tuple[tp.LimitEquations, tp.Task]:
+    return tp.limit(NET, tp.muP, tp.GradientDescent(lr=0.3, steps=steps)), tp.Task.digits(points=points, test=20)
+
+
+def trial(**more) -> advice.Trial:
+    known = {"ranks": (10, 12, 14, 16), "growth": 0.4, "error": 0.02, "samples": 1024, "tol": 8 / 1024, "fixed": 1e-3, "each": 1e-8}
+    return advice.Trial(**(known | more))
+
+
+def test_known_ranks_stay_and_growth_levels_off():
+    ranks = advice.predict_ranks((10, 12, 14, 16), 64)
+    assert len(ranks) == 64
+    np.testing.assert_array_equal(ranks[:4], (10, 12, 14, 16))
+    doublings = ranks[[3, 7, 15, 31, 63]]
+    growth = np.diff(np.log2(doublings))
+    np.testing.assert_allclose(growth[1:] / growth[:-1], advice.LEVELLING)
+    np.testing.assert_allclose(growth[0], advice.LEVELLING * np.log2(16 / 12))
+
+
+def test_saturated_ranks_stay():
+    np.testing.assert_array_equal(advice.predict_ranks((7,) * 8, 100), np.full(100, 7))
+    np.testing.assert_array_equal(advice.predict_ranks((7, 9, 11), 2), (7, 9))
+
+
+def test_samples_are_the_fewest_that_do():
+    samples, rank, reached, _ = advice.predict_march(trial(), 100, 0.01)
+    assert reached <= 0.01 < reached * 2**advice.SLOPE
+    assert rank <= samples / advice.FINEST
+
+
+def test_a_rank_that_follows_the_samples_is_no_march():
+    """Ranks that grow like 1 / tolerance reach the samples whatever their number: only noise is left."""
+    *_, reached, _ = advice.predict_march(trial(ranks=(900, 900), growth=1.0), 100, 0.01)
+    assert reached >= 1.0
+
+
+def test_smaller_errors_cost_more():
+    costs = [advice.predict_march(trial(), 100, e)[-1] for e in (0.03, 0.01, 0.003)]
+    assert costs == sorted(costs)
+    seeds = [advice.seeds_for(e, 10)[-1] for e in (0.3, 0.01, 0.003)]
+    assert seeds[0] == advice.FEWEST
+    np.testing.assert_allclose(seeds[2] / seeds[1], (0.01 / 0.003) ** 2, rtol=0.05)
+
+
+def test_seeds_give_the_wanted_error():
+    """Predictions of size one that scatter as assumed, fitted by ``extrapolate``'s own rule."""
+    error, scatter = 0.05, advice.SCATTER * 10**advice.SPREADING
+    seeds = advice.seeds_for(error, 10)
+    widths = tuple(advice.NARROWEST * r for r in advice.RATIOS)
+    rng = np.random.default_rng(0)
+    values = [1 + scatter / np.sqrt(n) * rng.standard_normal((s, 200)) for n, s in zip(widths, seeds, strict=True)]
+    fit = fit_widths(Design(widths, seeds, tuple((k,) for k in range(4))), values, rng)
+    np.testing.assert_allclose(np.sqrt(np.mean(fit.stderr**2)), error, rtol=0.1)
+
+
+def test_advice_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(advice, "STEPS", 4)
+    monkeypatch.setattr(advice, "SAMPLES", 128)
+    theory, task = problem(4, 6)
+    found = advice.advise(theory, task, error=0.1)
+    assert found.method in ("march", "extrapolate")
+    assert found.steps == 4
+    assert found.march_seconds > 0
+    assert found.nets_seconds > 0
+    text = str(found)
+    assert "\n" not in text
+    assert all(str(n) in text for n in (found.samples, found.rank, *found.widths))
+    first = {"march": found.march_seconds, "extrapolate": found.nets_seconds}[found.method]
+    assert first == min(found.march_seconds, found.nets_seconds) or found.march_error > found.error
+
+
+@pytest.mark.slow
+def test_ranks_and_errors_are_foretold():
+    """From 20 steps of 160, to a factor of 1.5 and of 3."""
+    theory, task = problem(20, 160)
+    found = advice.advise(theory, task, error=0.03)
+    method = tp.March(tol=8 / found.samples, recorded=(0,))
+    sol = tp.solve(theory, task, samples=found.samples, method=method, progress=False)
+    assert 1 / 1.5 < found.rank / max(sol.details["ranks"].values()) < 1.5
+    assert 1 / 3 < found.march_error / advice._relative_error(sol) < 3
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"error": 0.0}, "error"), ({"error": float("nan")}, "error"), ({"gamma0": 0.0}, "gamma0"), ({"dtype": "int8"}, "dtype")],
+)
+def test_malformed_arguments(options, field):
+    with pytest.raises(tp.InputError, match=field):
+        advice.advise(*problem(4, 6), **options)
+
+
+def test_the_kernel_regime_needs_no_advice():
+    theory = tp.limit(NET, tp.ntk, tp.GradientDescent(lr=0.1, steps=5))
+    with pytest.raises(tp.InputError, match="regime"):
+        advice.advise(theory, problem(4, 6)[1])
