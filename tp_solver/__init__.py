@@ -23,7 +23,7 @@ from tp_solver.program.task import Task
 from tp_solver.program.tracing import average, bias, entrywise, hidden_matrix, input_matrix, program, readout
 from tp_solver.program.training import GradientDescent, GradientFlow
 from tp_solver.solve.dispatch import solve
-from tp_solver.solve.methods import FixedPoint, KernelRegime, Linear, March
+from tp_solver.solve.methods import Auto, FixedPoint, KernelRegime, Linear, March
 from tp_solver.solve.solution import Solution, Status
 from tp_solver.storage import save_ensemble
 from tp_solver.symbols.activation import Activation, erf, gelu, leaky_relu, linear, relu, sin, tanh
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tp_solver.finite.pseudo import pseudo_ntk
     from tp_solver.finite.robust import train_robustly
     from tp_solver.finite.simulate import simulate
+    from tp_solver.finite.simulate_at import simulate_at
     from tp_solver.finite.twins import train_with_twin
     from tp_solver.finite.width_scan import width_scan
     from tp_solver.kernel_regime.compute import KernelSet, kernel_blocks, kernel_function, kernels
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         sample_then_optimise,
     )
     from tp_solver.restore import load
+    from tp_solver.solve.advice import Advice, advise
     from tp_solver.sweeps.runs import EnsembleRun, LimitRun
     from tp_solver.sweeps.sweep import Sweep, sweep
 
@@ -81,6 +83,8 @@ __all__ = [
     "Activation",
     "AdaGrad",
     "Adam",
+    "Advice",
+    "Auto",
     "Batches",
     "BudgetError",
     "Comparison",
@@ -125,6 +129,7 @@ __all__ = [
     "TPError",
     "TangentKernel",
     "Task",
+    "advise",
     "anchored_ensemble",
     "average",
     "bias",
@@ -192,6 +197,7 @@ __all__ = [
     "save_ensemble",
     "second_kernel",
     "simulate",
+    "simulate_at",
     "sin",
     "solve",
     "standard",
@@ -245,6 +251,7 @@ _AT_FIRST_USE = {
     "tp_solver.finite.pseudo": ("pseudo_ntk",),
     "tp_solver.finite.robust": ("train_robustly",),
     "tp_solver.finite.simulate": ("simulate",),
+    "tp_solver.finite.simulate_at": ("simulate_at",),
     "tp_solver.finite.twins": ("train_with_twin",),
     "tp_solver.finite.width_scan": ("width_scan",),
     "tp_solver.extrapolation": ("extrapolate",),
@@ -294,6 +301,10 @@ _AT_FIRST_USE = {
         "sample_then_optimise",
     ),
     "tp_solver.restore": ("load",),
+    "tp_solver.solve.advice": (
+        "Advice",
+        "advise",
+    ),
 }
 """Names by modules that import jax, which alone takes longer than everything else here."""
 _HOME = {name: module for module, names in _AT_FIRST_USE.items() for name in names}

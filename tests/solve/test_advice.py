@@ -20,7 +20,8 @@ def problem(points: int, steps: int) -> tuple[tp.LimitEquations, tp.Task]:
 
 
 def trial(**more) -> advice.Trial:
-    known = {"ranks": (10, 12, 14, 16), "growth": 0.4, "error": 0.02, "samples": 1024, "tol": 8 / 1024, "fixed": 1e-3, "each": 1e-8}
+    tol = advice.tolerance_for(1024)
+    known = {"ranks": (10, 12, 14, 16), "growth": 0.4, "error": 0.02, "samples": 1024, "tol": tol, "fixed": 1e-3, "each": 1e-8}
     return advice.Trial(**(known | more))
 
 
@@ -42,7 +43,7 @@ def test_saturated_ranks_stay():
 def test_samples_are_the_fewest_that_do():
     samples, rank, reached, _ = advice.predict_march(trial(), 100, 0.01)
     assert reached <= 0.01 < reached * 2**advice.SLOPE
-    assert rank <= samples / advice.FINEST
+    assert rank <= samples / advice.CARRIED
 
 
 def test_a_rank_that_follows_the_samples_is_no_march():
@@ -86,12 +87,31 @@ def test_advice_in_one_sentence(monkeypatch):
     assert first == min(found.march_seconds, found.nets_seconds) or found.march_error > found.error
 
 
+@pytest.mark.parametrize(("error", "better"), [(0.2, "march"), (0.2, "extrapolate")])
+def test_auto_marches_and_says_what_would_be_cheaper(monkeypatch, error, better):
+    monkeypatch.setattr(advice, "STEPS", 4)
+    monkeypatch.setattr(advice, "SAMPLES", 128)
+    monkeypatch.setattr(advice, "seconds_per_step", lambda *_: 1e9 if better == "march" else 1e-12)
+    theory, task = problem(4, 6)
+    sol = tp.solve(theory, task, method=tp.Auto(error=error))
+    assert sol.method == "march" and np.isfinite(sol.f).all()
+    assert sol.details["advice"].startswith({"march": "tp.solve: the march", "extrapolate": "tp.extrapolate"}[better])
+    assert ("tp.extrapolate:" in sol.message) == (better == "extrapolate")
+    assert sol.details.get("rtol") == (error if better == "march" else None)
+
+
+def test_auto_takes_kernels_where_there_is_no_more():
+    theory = tp.limit(NET, tp.ntk, tp.GradientDescent(lr=0.1, steps=5))
+    assert tp.solve(theory, problem(4, 6)[1], method="auto").method == "kernel"
+    assert tp.solve(*problem(4, 6), gamma0=0, method="auto").method == "kernel"
+
+
 @pytest.mark.slow
 def test_ranks_and_errors_are_foretold():
     """From 20 steps of 160, to a factor of 1.5 and of 3."""
     theory, task = problem(20, 160)
     found = advice.advise(theory, task, error=0.03)
-    method = tp.March(tol=8 / found.samples, recorded=(0,))
+    method = tp.March(tol=advice.tolerance_for(found.samples), recorded=(0,))
     sol = tp.solve(theory, task, samples=found.samples, method=method, progress=False)
     assert 1 / 1.5 < found.rank / max(sol.details["ranks"].values()) < 1.5
     assert 1 / 3 < found.march_error / advice._relative_error(sol) < 3

@@ -19,7 +19,7 @@ def test_the_bar_says_how_sure_the_loss_is():
         watch = Watch(bar, threading.Event())
         watch.expect(6)
         for k, losses in enumerate(([1.0, 0.5, 0.2], [1.0, 0.7, 0.2])):
-            watch.begin(f"main, {k + 1} of 2: ", first=k == 0)
+            watch.begin("main", f"{k + 1} of 2")
             for step, loss in enumerate(losses, 1):
                 watch(step, loss, 7)
     shown = out.getvalue()

@@ -24,20 +24,22 @@ from tp_solver.limit.regime import Regime
 from tp_solver.program.statements import Role
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientFlow
-from tp_solver.solve.feature import solve_march
+from tp_solver.solve.accuracy import tolerance_for
+from tp_solver.solve.feature import COARSE, FINE, HALF, LOOSER, solve_march
 from tp_solver.solve.methods import March
+from tp_solver.solve.replicates import MAIN
 from tp_solver.solve.solution import Solution
 
 STEPS = 20
 """First steps that are marched."""
 SAMPLES = 1024
-"""Samples of the first steps; half of them, and a quarter of the tolerance, are tried as well."""
+"""Samples of the first steps; half of them, and another tolerance, are tried as well."""
 LEVELLING = 0.7
 """Each doubling of the time multiplies ranks by a power of two whose exponent is this share of the last doubling's."""
 SLOPE = 0.7
 """The error of a march falls like samples^-SLOPE, its tolerance being tied to them."""
-FINEST = 8.0
-"""tol = FINEST / samples, what samples can resolve; and the most directions that S samples can carry are S / FINEST."""
+CARRIED = 8.0
+"""The most directions that S samples can carry are S / CARRIED."""
 MOST_SAMPLES = 2**16
 """More are not advised on a CPU."""
 SCATTER, SPREADING = 0.5, 0.85
@@ -52,7 +54,7 @@ FEWEST = 4
 OVERHEAD = 1.3
 """Processor seconds of a net over those of its matrix products."""
 REPLICATES = 4
-"""Of the march that is advised, as ``tp.solve`` has it; it also runs as many of half the samples and two of a quarter of the tolerance."""
+"""Of the march that is advised, as ``tp.solve`` has it; it also runs as many of half the samples, at two tolerances."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,27 @@ class Trial:
 
 
 class _Log:
-    """Ticks of a march: runs one after another, each step's number, rank and processor time."""
+    """Watches marches: per group of runs, and run, the rank and processor time of every step."""
 
     def __init__(self) -> None:
+        self.groups: dict[str, list[list[tuple[int, float]]]] = {}
         self.runs: list[list[tuple[int, float]]] = []
-        self.last = 0
+
+    def expect(self, steps: int) -> None:
+        """How many are to come does not matter."""
+
+    def begin(self, group: str, run: str) -> None:
+        self.runs = self.groups.setdefault(group, [])
+        self.runs.append([])
 
     def __call__(self, step: int, loss: float, rank: int) -> None:
-        if not self.runs or step <= self.last:
-            self.runs.append([])
+        if step <= len(self.runs[-1]):  # outgrew its room and was begun again
+            self.runs[-1].clear()
         self.runs[-1].append((rank, time.process_time()))
-        self.last = step
+
+    def of(self, group: str) -> list[tuple[int, float]]:
+        """The last run of a group, which compiles nothing."""
+        return self.groups[group][-1]
 
 
 def advise(theory: LimitEquations, task: Task, gamma0: float = 1.0, error: float = 0.01, dtype: str = "float64", seed: int = 0) -> Advice:
@@ -167,30 +179,23 @@ def advise_from(trial: Trial, theory: LimitEquations, task: Task, error: float, 
 
 
 def try_march(theory: LimitEquations, task: Task, gamma0: float, dtype: str, seed: int) -> Trial:
-    """March the first steps: two replicates, two of half the samples, two of a quarter of the tolerance."""
+    """March the first steps: two replicates, two of half the samples, two of those at another tolerance."""
     training, steps = theory.training, min(STEPS, theory.training.steps)
     if isinstance(training, GradientFlow):
         training = replace(training, time=training.time * steps / training.steps)
-    short, log, tol = replace(theory, training=replace(training, steps=steps)), _Log(), FINEST / SAMPLES
-    sol = solve_march(short, task, gamma0, SAMPLES, 2, seed, March(tol=tol, dtype=dtype, recorded=(0,)), None, log)
-    finished = [run for run in log.runs if len(run) == len(log.runs[-1])]  # a run that outgrew its room was begun again
-    coarse, half, fine = (_together(finished, k) for k in (0, 2, 4))
-    settings = ((SAMPLES, coarse), (SAMPLES // 2, half), (SAMPLES, fine))
+    short, log, tol = replace(theory, training=replace(training, steps=steps)), _Log(), tolerance_for(SAMPLES)
+    sol = solve_march(short, task, gamma0, SAMPLES, None, 2, seed, March(tol=tol, dtype=dtype, recorded=(0,)), None, log)
+    main, half = log.of(MAIN), log.of(HALF)
+    other = log.of(FINE if FINE in log.groups else COARSE)
+    settings = ((SAMPLES, main), (SAMPLES // 2, half), (SAMPLES // 2, other))
     # the last half of the steps: compilations come early, and the median passes over those that do not
     times = np.array([np.median(np.diff([t for _, t in run])[len(run) // 2 :]) for _, run in settings])
     work = np.array([[1.0, s * np.mean([r for r, _ in run[len(run) // 2 :]])] for s, run in settings])
     (_, each), _ = nnls(work / times[:, None], np.ones(3))
-    each = max(each, seconds_per_direction(theory, task, fine[-1][0], dtype))  # the products themselves, which few samples hide
+    each = max(each, seconds_per_direction(theory, task, main[-1][0], dtype))  # the products themselves, which few samples hide
     fixed = max(0.0, float(np.median(times - each * work[:, 1])))
-    growth = float(np.clip(np.log(fine[-1][0] / coarse[-1][0]) / np.log(4), 0.0, 1.0))
-    return Trial(
-        tuple(r for r, _ in coarse), growth, _relative_error(sol) * np.sqrt(2 / REPLICATES), SAMPLES, tol, float(fixed), float(each)
-    )
-
-
-def _together(runs: Sequence[list[tuple[int, float]]], k: int) -> list[tuple[int, float]]:
-    """The second of two runs of one setting, which compiles nothing."""
-    return runs[min(k + 1, len(runs) - 1)]
+    growth = float(np.clip(np.abs(np.log(other[-1][0] / half[-1][0])) / np.log(LOOSER), 0.0, 1.0))
+    return Trial(tuple(r for r, _ in main), growth, _relative_error(sol) * np.sqrt(2 / REPLICATES), SAMPLES, tol, float(fixed), float(each))
 
 
 def _relative_error(sol: Solution) -> float:
@@ -205,16 +210,16 @@ def predict_march(trial: Trial, steps: int, error: float) -> tuple[int, int, flo
     """
     samples = trial.samples // 2
     while True:
-        finer = trial.tol * samples / FINEST
+        finer = trial.tol / tolerance_for(samples)
         reached = trial.error * (trial.samples / samples) ** SLOPE
         ranks = np.array(predict_ranks(trial.ranks, steps)) * finer**trial.growth
-        if (reached <= error and ranks[-1] <= samples / FINEST) or samples >= MOST_SAMPLES:
+        if (reached <= error and ranks[-1] <= samples / CARRIED) or samples >= MOST_SAMPLES:
             break
         samples *= 2
     ranks = np.minimum(ranks, samples)
-    if ranks[-1] > samples / FINEST:
+    if ranks[-1] > samples / CARRIED:
         reached = max(reached, 1.0)  # noise directions only
-    settings = ((REPLICATES, samples, 1.0), (REPLICATES, samples // 2, 1.0), (2, samples, 4.0**trial.growth))
+    settings = ((REPLICATES, samples, 1.0), (REPLICATES, samples // 2, 1.0), (REPLICATES, samples // 2, LOOSER**-trial.growth))
     seconds = sum(n * np.sum(trial.fixed + trial.each * s * np.minimum(more * ranks, s)) for n, s, more in settings)
     return samples, int(ranks[-1]), reached, float(seconds)
 

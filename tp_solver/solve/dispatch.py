@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,19 @@ from tp_solver.limit.regime import Regime
 from tp_solver.program.schedules import CONSTANT
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientDescent
-from tp_solver.solve.methods import METHODS, FixedPoint, KernelRegime, Linear, March, Method
+from tp_solver.solve.methods import METHODS, Auto, FixedPoint, KernelRegime, Linear, March, Method
 from tp_solver.solve.progress import watched
 from tp_solver.solve.solution import Solution
 
 SAMPLES = 4096
-"""Samples where nobody says how many or how accurate."""
+"""Samples where nobody says how many; with ``rtol`` they say nothing."""
 
 
 def solve(
     theory: LimitEquations,
     task: Task,
     gamma0: float = 1.0,
-    samples: int | None = None,
+    samples: int = SAMPLES,
     replicates: int = 4,
     seed: int = 0,
     method: str | Method | None = None,
@@ -41,11 +42,13 @@ def solve(
         theory: what :func:`tp_solver.limit` derived.
         task: the data.
         gamma0: feature-learning strength (f = output / gamma0); 0 is the kernel limit.
-        samples: Monte-Carlo sites per replicate, even, at least 64; 4 096 if neither they nor ``rtol`` are given.
+        samples: Monte-Carlo sites per replicate, even, at least 64.
         replicates: independent scramblings; standard errors come from them.
         seed: of all random numbers; the same seed gives the same bits.
         method: "march" (default where features are learned), "fixed_point", "linear", "kernel" (default in the kernel
-            regime), or a record with options such as ``March(tol=1e-3)``.
+            regime), "auto" (the march to one percent, or ``rtol``, with advice where extrapolated nets are cheaper: then it takes the usual
+            samples, and ``message`` and ``details["advice"]`` say what the other way costs), or a record with options such as
+            ``March(tol=1e-3)``.
         progress: show a progress bar on stderr; None shows one in a terminal.
         checkpoint: a folder in which the runs of a march are kept: the same call after a crash, an interrupt or in another process
             goes on from there, to the same bits. Files are named by all inputs, so that solves may share a folder; delete them at will.
@@ -63,18 +66,20 @@ def solve(
     checks.instance("theory", theory, LimitEquations, "the result of tp.limit(net, parameterization, training)")
     checks.instance("task", task, Task, "a Task such as tp.Task(X, y)")
     gamma0 = checks.number("gamma0", gamma0, minimum=0.0, hint="gamma0 = 0 is the kernel (NTK) limit")
-    if samples is not None:
-        samples = checks.integer("samples", samples, minimum=64)
-        if samples % 2:
-            raise InputError("samples", samples, "an even number", "sites come in antithetic pairs")
+    samples = checks.integer("samples", samples, minimum=64)
+    if samples % 2:
+        raise InputError("samples", samples, "an even number", "sites come in antithetic pairs")
     replicates = checks.integer("replicates", replicates, minimum=1)
     seed = checks.integer("seed", seed, minimum=0)
     if progress is not None:
         checks.flag("progress", progress)
     chosen = _chosen(theory, gamma0, method)
+    if isinstance(chosen, Auto):
+        if rtol is not None:
+            _target(rtol, samples, replicates, March(dtype=chosen.dtype))
+        return _advised(theory, task, gamma0, samples, rtol, replicates, seed, chosen, progress, checkpoint)
     if rtol is not None:
         rtol = _target(rtol, samples, replicates, chosen)
-    samples = SAMPLES if samples is None else samples
     task.targets(theory.training.loss)
     if theory.program.free_symbols:
         raise InputError(
@@ -106,7 +111,31 @@ def solve(
         return solve_kernel(theory, task, gamma0)
 
 
-def _target(rtol: Any, samples: int | None, replicates: int, method: Method) -> float:
+def _advised(
+    theory: LimitEquations,
+    task: Task,
+    gamma0: float,
+    samples: int,
+    rtol: float | None,
+    replicates: int,
+    seed: int,
+    method: Auto,
+    progress: bool | None,
+    checkpoint: Any,
+) -> Solution:
+    """A march to the target, unless its first steps say that nets are the better instrument."""
+    from tp_solver.solve.advice import advise
+
+    error = method.error if rtol is None else rtol
+    advice = advise(theory, task, gamma0, error, method.dtype, seed)
+    march = March(dtype=method.dtype)
+    target = error if advice.method == march.name and samples == SAMPLES else None
+    found = solve(theory, task, gamma0, samples, replicates, seed, march, progress, checkpoint, target)
+    message = found.message if advice.method == march.name else f"{found.message}; {advice}"
+    return replace(found, message=message, details={**found.details, "advice": str(advice)})
+
+
+def _target(rtol: Any, samples: int, replicates: int, method: Method) -> float:
     """A relative standard error that the method can choose its effort for."""
     rtol = checks.number("rtol", rtol, above=0.0)
     if not isinstance(method, March):
@@ -116,8 +145,8 @@ def _target(rtol: Any, samples: int | None, replicates: int, method: Method) -> 
         raise InputError(
             "rtol", rtol, f"a number from {least:.0e} ({method.dtype} resolves no less) to below 1", "rtol=0.01 is one percent"
         )
-    if samples is not None:
-        raise InputError("samples", samples, "None beside rtol", "rtol chooses the samples; give one of the two")
+    if samples != SAMPLES:
+        raise InputError("samples", samples, "nothing beside rtol", "rtol chooses the samples; give one of the two")
     if method.tol is not None:
         raise InputError("tol", method.tol, "None beside rtol", "rtol chooses the tolerance too: March() without tol")
     if not method.bias:
@@ -134,7 +163,9 @@ def _chosen(theory: LimitEquations, gamma0: float, method: Any) -> Method:
         return _able(theory, method)
     if isinstance(method, str):
         method = METHODS[checks.one_of("method", method, METHODS)]()
-    checks.instance("method", method, (March, Linear, FixedPoint, KernelRegime), "a method such as 'march' or March(tol=1e-3)")
+    checks.instance("method", method, tuple(METHODS.values()), "a method such as 'march' or March(tol=1e-3)")
+    if isinstance(method, Auto) and (theory.regime is not Regime.FEATURE or gamma0 == 0):
+        method = KernelRegime()
     if not isinstance(method, KernelRegime):
         if theory.regime is not Regime.FEATURE:
             raise InputError(
@@ -150,7 +181,7 @@ def _chosen(theory: LimitEquations, gamma0: float, method: Any) -> Method:
 def _able(theory: LimitEquations, method: Method) -> Method:
     """Refuse what a method would ignore in silence."""
     training = theory.training
-    if not isinstance(training, GradientDescent):
+    if not isinstance(training, GradientDescent) or isinstance(method, Auto):  # the march takes every rule
         return method
     for name, value, able in (
         ("momentum", training.momentum, (March, Linear, KernelRegime)),

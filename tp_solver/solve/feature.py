@@ -24,7 +24,7 @@ from tp_solver.solve.marched import MarchedKernels, final_ranks
 from tp_solver.solve.memory import Load, march_bytes, physical_memory, require_memory
 from tp_solver.solve.methods import Linear, March
 from tp_solver.solve.prepare import Prepared
-from tp_solver.solve.progress import Watch
+from tp_solver.solve.progress import Told
 from tp_solver.solve.replicates import (
     LONG_STEPS,
     MAIN,
@@ -55,7 +55,7 @@ def solve_march(
     seed: int,
     method: March,
     folder: Any,
-    tick: Watch,
+    tick: Told,
 ) -> Solution:
     """Replicated marches; standard errors hold the scatter, the finite-sample bias, the truncation and the step size
     (``theory/limit_operator.md``, LO.7). A target ``rtol`` chooses the samples, the tolerance and the substeps by itself."""
@@ -87,7 +87,7 @@ class Marches:
     seed: int
     method: March
     kept: Checkpoints
-    tick: Watch
+    tick: Told
     capacity: dict[Home, int] | None = None
 
     @property
@@ -108,7 +108,7 @@ class Marches:
         require_memory(prepared, load, self.capacity or first_capacity(prepared.columns, self.task.P), budget)
         out = []
         for k in range(self.replicates):
-            self.tick.begin(f"{group}, {k + 1} of {self.replicates}: ", first=k == 0)
+            self.tick.begin(group, f"{k + 1} of {self.replicates}")
             trajectory = march(
                 prepared.setting,
                 prepared.columns,
@@ -190,7 +190,7 @@ class Marches:
         return solution(self.theory, self.task, self.gamma0, self.method.name, found.of, kernels, status, message, details, tested)
 
 
-def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Linear, tick: Watch) -> Solution:
+def solve_linear(theory: LimitEquations, task: Task, gamma0: float, method: Linear, tick: Told) -> Solution:
     """The march on exact sites: for linear maps every average is a finite sum over Gaussian directions."""
     curved = nonlinear_statement(theory.program)
     if curved is not None:

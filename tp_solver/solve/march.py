@@ -167,6 +167,10 @@ def _step_of_blocks(
     # scalar outputs propagate df/dh and weigh the updates by e; several outputs propagate the loss gradient itself
     env[COTANGENT] = jnp.ones_like(e) if setting.scalar else e
     errors = e[:, 0] if setting.scalar else jnp.ones_like(batch.p)
+    if now.chosen is not None and not setting.recording:  # points outside the batch move nothing: their gradients serve records alone
+        env, errors = {v: jnp.take(a, now.chosen, axis=-2) for v, a in env.items()}, errors[now.chosen]
+        for m in plan.hidden:
+            acting[m].keep(now.chosen)
     env = run(plan.backward.statements, env, acting)
     identity = _transfer_identity(plan, env)
 

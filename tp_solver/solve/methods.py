@@ -108,5 +108,25 @@ class KernelRegime:
     name = "kernel"
 
 
-Method = March | Linear | FixedPoint | KernelRegime
-METHODS: dict[str, type[Any]] = {m.name: m for m in (March, Linear, FixedPoint, KernelRegime)}
+@dataclass(frozen=True)
+class Auto:
+    """The march, at the effort that the target asks for, with advice from its first steps where nets of several widths, extrapolated,
+    would be cheaper (:func:`tp_solver.advise`); kernels where nothing else is to be solved.
+
+    Args:
+        error: the target, as ``rtol`` of ``solve``, which comes first.
+        dtype: "float64" or "float32".
+    """
+
+    error: float = 0.01
+    dtype: str = "float64"
+    name = "auto"
+
+    def __post_init__(self) -> None:
+        if not checks.number("error", self.error, above=0.0) < 1.0:
+            raise InputError("error", self.error, "a number below 1", "error=0.01 is one percent")
+        checks.one_of("dtype", self.dtype, ("float64", "float32"))
+
+
+Method = March | Linear | FixedPoint | KernelRegime | Auto
+METHODS: dict[str, type[Any]] = {m.name: m for m in (March, Linear, FixedPoint, KernelRegime, Auto)}

@@ -39,12 +39,14 @@ class Learned(NamedTuple):
 
 
 class Now(NamedTuple):
-    """Numbers of one update: the factor of the learning rate, the weights p (P,) of the points, the share of the velocity that is
+    """Numbers of one update: the factor of the learning rate, the weights p (P,) of the points, those that have any (None where all
+    may), the share of the velocity that is
     carried on, per matrix the share that is kept and the size of the noise (empty where there is none of either), and a key where there
     is noise."""
 
     factor: Any
     p: Any
+    chosen: Any
     carry: Any
     keep: dict[str, Any]
     kick: dict[str, Any]
@@ -91,6 +93,7 @@ class Course:
         return Now(
             number(moving * self.pace.factor[k]),
             np.asarray(self.p[k], dtype),
+            self._chosen[k] if self.batch < self.p.shape[1] else None,
             number(self.pace.carry),
             {m: number(1.0 if last else a[k]) for m, a in self.pace.keep.items()} if self.fades else {},
             {m: number(moving * a[k] * self.units[m]) for m, a in self.pace.kick.items()} if self.kicks else {},
@@ -105,6 +108,16 @@ class Course:
         """C(t, s) of the printed equations, s and t in any order."""
         early, late = sorted((t, s))
         return float(self._variances[matrix][early] * np.prod(self.pace.keep[matrix][early:late]))
+
+    @cached_property
+    def batch(self) -> int:
+        """Most points that a step weighs."""
+        return int(np.max(np.sum(self.p > 0, axis=1), initial=0))
+
+    @cached_property
+    def _chosen(self) -> np.ndarray:
+        """Points of every step, (steps, batch), those without weight last."""
+        return np.argsort(self.p <= 0, axis=1, kind="stable")[:, : self.batch].astype(np.int32)
 
     @cached_property
     def _variances(self) -> dict[str, np.ndarray]:

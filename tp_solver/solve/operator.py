@@ -75,6 +75,10 @@ class LimitOperator:
         self.response[True, name], self.met[True, name] = b, s.below.used
         return combine(d, s.eps_r) + combine(b + d @ s.learned, s.below.rows)
 
+    def keep(self, points: jax.Array) -> None:
+        """Go on with some of the points alone."""
+        self.below, self.above = ({k: c[points] for k, c in known.items()} for known in (self.below, self.above))
+
     def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:
         """Push by ``sum_nu weights_nu y_nu x_nu^T``."""
         d, c = self.coordinates_above(above, y), self.coordinates_below(below, x)

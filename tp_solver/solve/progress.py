@@ -9,25 +9,41 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 
+class Told(Protocol):
+    """Who is told of every step of a solve, between steps."""
+
+    def expect(self, steps: int) -> None:
+        """So many more steps are to come."""
+        ...
+
+    def begin(self, group: str, run: str) -> None:
+        """A run begins, one of a group of runs that differ in their random numbers alone."""
+        ...
+
+    def __call__(self, step: int, loss: float, rank: int) -> None: ...
+
+
 @dataclass
 class Watch:
-    """Told of every step, between steps: shows progress, and raises a pending KeyboardInterrupt.
+    """Shows progress, and raises a pending KeyboardInterrupt.
 
     Attributes:
         bar: a tqdm bar, or None where nobody watches.
         pending: set by Ctrl-C.
-        losses: of the runs that differ in their random numbers alone, the present one last: step -> loss.
+        group, run: what is being done.
+        losses: of the runs of the group, the present one last: step -> loss.
     """
 
     bar: Any
     pending: threading.Event
+    group: str = ""
+    run: str = ""
     losses: list[dict[int, float]] = field(default_factory=list)
-    doing: str = ""
 
     def expect(self, steps: int) -> None:
         """So many more steps are to come: the bar knows the time left."""
@@ -35,16 +51,16 @@ class Watch:
             self.bar.total = (self.bar.total or 0) + steps
             self.bar.refresh()
 
-    def begin(self, doing: str, first: bool) -> None:
-        """A run begins; ``first`` of those that differ in their random numbers alone."""
-        self.doing = doing
-        self.losses = [{}] if first else [*self.losses, {}]
+    def begin(self, group: str, run: str) -> None:
+        """A run begins, one of a group of runs that differ in their random numbers alone."""
+        self.losses = [*self.losses, {}] if group == self.group else [{}]
+        self.group, self.run = group, f"{group}, {run}: "
 
     def __call__(self, step: int, loss: float, rank: int) -> None:
         if self.bar is not None:
             if self.losses:
                 self.losses[-1][step] = loss
-            self.bar.set_postfix_str(f"{self.doing}step {step}, loss {loss:.4g}{self._error(step)}, rank {rank}", refresh=False)
+            self.bar.set_postfix_str(f"{self.run}step {step}, loss {loss:.4g}{self._error(step)}, rank {rank}", refresh=False)
             self.bar.update()
         if self.pending.is_set():
             raise KeyboardInterrupt

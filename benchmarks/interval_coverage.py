@@ -3,7 +3,7 @@
 Every repeat is a solve of its own seed; the reference has ten times the samples, a tighter tolerance and eight times the
 replicates. Prints a Markdown table. ``--quick`` makes few repeats, to check that the script runs.
 
-    python benchmarks/coverage.py [--quick] [--samples 256] [--repeats 200] [--replicates 4]
+    python benchmarks/interval_coverage.py [--quick] [--samples 256] [--repeats 200] [--replicates 4]
 """
 
 from __future__ import annotations
