@@ -12,7 +12,13 @@ if not NOTEBOOKS:
     pytest.skip("there is no notebook yet", allow_module_level=True)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+LONG = ("edge_of_chaos", "jacobian_regularisation")
+"""Half a minute each: what they show is held by tests of their own."""
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=[pytest.mark.slow] if p.stem in LONG else []) for p in NOTEBOOKS], ids=[p.stem for p in NOTEBOOKS]
+)
 def test_notebook_runs(path, tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient

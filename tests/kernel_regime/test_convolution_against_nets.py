@@ -46,6 +46,7 @@ def test_the_bias_falls_with_the_width(head):
     assert scan.sizes.mean[1] < 0.4 * scan.sizes.mean[0]
 
 
+@pytest.mark.slow
 def test_simulated_kernels_of_strides_pools_biases_and_local_layers():
     """Phi, G and the tangent kernel of an ensemble, by the nets' own code, in two dimensions."""
     W0, W1, w, b = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.readout("w"), tp.bias("b", 0.3)

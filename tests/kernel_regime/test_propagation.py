@@ -139,7 +139,7 @@ def tied_program():
     return tp.program(network)
 
 
-@pytest.mark.parametrize(("program", "forward"), [(plain_program, plain), (tied_program, tied)])
+@pytest.mark.parametrize(("program", "forward"), [(plain_program, plain), pytest.param(tied_program, tied, marks=pytest.mark.slow)])
 def test_against_a_wide_network(program, forward):
     """Mean empirical tangent kernel of eight nets of width 3000: within 2 % of the norm, and three of its standard errors.
 
@@ -191,6 +191,7 @@ def test_transposed_use():
     assert a == pytest.approx(b, rel=1e-14)
 
 
+@pytest.mark.slow
 def test_sums_of_gaussians_and_shifts_are_gaussians():
     """phi(-2 h) through sums is phi with a rescaled field, and two sums of the same products are one field."""
     shifted = Activation("shifted", lambda x: sp.tanh(x + sp.Rational(1, 2)))

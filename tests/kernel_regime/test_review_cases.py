@@ -54,6 +54,7 @@ def test_products_that_occur_twice_add_up_before_they_are_squared(name):
     assert [b.rate for b in layer.branches] == pytest.approx([4 * rates["W1"]])
 
 
+@pytest.mark.slow
 def test_a_doubled_layer_has_the_kernels_of_its_net():
     layer, parameterization = DOUBLED["h + h"], tp.ntk.times(0.6)
     found = tp.depth_analysis(repeated(2, layer), parameterization, X, depths=(2, 3))

@@ -23,7 +23,7 @@ X = rng.standard_normal((4, 8))
 task = tp.Task(X, np.sign(X[:, 0]), rng.standard_normal((2, 8)), np.ones(2))
 rule = tp.GradientDescent(lr=0.3, steps=4, momentum=0.5, weight_decay=0.1, temperature=0.02, batches=tp.Batches(3), schedule=tp.cosine(0.2))
 net = tp.mlp(depth=2, activation=tp.tanh)
-sol = tp.solve(tp.limit(net, tp.muP, rule), task, samples=1024, replicates=1, method=tp.March(bias=False), checkpoint=CHECKPOINT)
+sol = tp.solve(tp.limit(net, tp.muP, rule), task, samples=4096, replicates=1, method=tp.March(bias=False), checkpoint=CHECKPOINT)
 assert sol.success, sol.message
 out = {"f": sol.f, "f_test": sol.f_test, "loss": sol.loss, "ntk": sol.ntk(4), "Phi": sol.Phi(2, 4, 2), "G": sol.G(1, 4, 4)}
 out |= {"h": sol.fields(2, 4).h, "new": sol.predict(X[:2] + 1.0)}
@@ -68,6 +68,7 @@ def test_four_devices_give_the_same_bits(alone, tmp_path):
     assert same_bits(alone, found) == []
 
 
+@pytest.mark.slow
 def test_one_core_gives_the_same_bits(alone, tmp_path):
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("this system does not bind processes to cores")

@@ -128,6 +128,7 @@ def test_losses_and_outputs(loss: Any, labels: np.ndarray) -> None:
     assert np.abs(fixed.loss - marched.loss).max() < 0.01
 
 
+@pytest.mark.slow
 def test_a_matrix_used_twice_and_a_residual_stream() -> None:
     first, second, hidden, out = tp.input_matrix("W0"), tp.hidden_matrix("V"), tp.hidden_matrix("W"), tp.readout("w")
 

@@ -18,6 +18,7 @@ import pytest
 import sympy as sp
 
 import tp_solver as tp
+from tp_solver.numerics.sites import combine, mean
 from tp_solver.program.statements import Product
 from tp_solver.solve import march, operator
 from tp_solver.solve.machine import execute
@@ -195,7 +196,7 @@ def without_equal_time_response(statements, env, matrices):
         out[s.out] = execute(s, out, matrices)
         if isinstance(s, Product) and s.transpose and s.matrix == "W1":
             h, g = out[layers[2].pre], out[s.arg]
-            curvature = jnp.mean(-2 * jnp.tanh(h) * g, axis=1, keepdims=True)  # g = phi'(h) z and phi'' = -2 tanh phi'
+            curvature = mean(-2 * jnp.tanh(h) * g)[:, None]  # g = phi'(h) z and phi'' = -2 tanh phi'
             out[s.out] = out[s.out] - curvature * out[layers[1].post]
     return out
 
@@ -214,13 +215,13 @@ class Unresponsive(operator.LimitOperator):
 
     def forward(self, name, x):
         c = self.coordinates_below(name, x)
-        self.response[False, name] = jnp.zeros((len(x), len(self.state.eps_r)))
-        return c @ self.state.eps_u + (c @ self.state.learned.T) @ self.state.above.rows
+        self.response[False, name] = jnp.zeros((len(c), self.state.above.capacity))
+        return combine(c, self.state.eps_u) + combine(c @ self.state.learned.T, self.state.above.rows)
 
     def backward(self, name, y):
         d = self.coordinates_above(name, y)
-        self.response[True, name] = jnp.zeros((len(y), len(self.state.eps_u)))
-        return d @ self.state.eps_r + (d @ self.state.learned) @ self.state.below.rows
+        self.response[True, name] = jnp.zeros((len(d), self.state.below.capacity))
+        return combine(d, self.state.eps_r) + combine(d @ self.state.learned, self.state.below.rows)
 
 
 def test_dropping_all_responses_would_be_noticed(reference, changed):
@@ -233,7 +234,11 @@ def test_dropping_all_responses_would_be_noticed(reference, changed):
 # other programs, losses and rates
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+LONG = ("relu", "gated")
+"""Ten seconds each: in CI relu stands in test_march_across_scales.py, and layer normalisation for products and averages."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in PROBLEMS])
 def test_against_nets(name):
     """48 nets of width 512: errors up to 0.0045, and a march of 2048 sites that leaves its own bias out of the error.
 

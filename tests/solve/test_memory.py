@@ -16,7 +16,6 @@ X = RNG.standard_normal((8, 30))
 TASK = tp.Task(X, np.sign(X[:, 0]))
 THEORY = tp.limit(tp.mlp(depth=3, activation=tp.tanh), tp.muP, tp.GradientDescent(lr=0.3, steps=4))
 MEASURED = """
-import resource
 import numpy as np
 import tp_solver as tp
 from tp_solver.solve.memory import Load, march_bytes
@@ -27,9 +26,17 @@ task = tp.Task(X, np.sign(X[:, 0]))
 theory = tp.limit(tp.mlp(depth=3, activation=tp.tanh), tp.muP, tp.GradientDescent(lr=0.3, steps=20))
 method = tp.March(bias=False, dtype="float32", tol=0.005)
 tp.solve(theory, task, samples=256, replicates=1, method=method)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def peak():
+    # of this program alone: getrusage would count that of the process that started it
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1])
+
+
+before = peak()
 sol = tp.solve(theory, task, samples=2**15, replicates=2, method=method)
-measured = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 2**10
+measured = (peak() - before) * 2**10
 load = Load(2**15, 2, 4, 2, 21, False)
 print(march_bytes(prepare(theory, task), load, sol.kernels.trajectories[0].capacity) / measured)
 """

@@ -88,3 +88,16 @@ def test_bad_times(recorded):
 def test_times_after_the_end(name):
     with pytest.raises(tp.InputError, match=f"{name}: got 9"):
         solved(**{name: (0, 9)})
+
+
+def test_gradients_of_a_light_step_pass_through_its_batch_alone():
+    """Steps that are not recorded leave the other points' gradients out: nothing but the directions that are met changes."""
+    rule = tp.GradientDescent(lr=0.3, steps=8, momentum=0.5, batches=tp.Batches(3, seed=1))
+    theory = tp.limit(tp.mlp(depth=2, activation=tp.linear), tp.muP, rule)
+    exact = tp.solve(theory, TASK, 1.0, method="linear")
+    light = tp.solve(theory, TASK, 1.0, samples=512, replicates=1, method=tp.March(tol=1e-12, bias=False, recorded=(0,)))
+    assert np.abs(light.f - exact.f).max() < 1e-8
+    theory = tp.limit(tp.mlp(depth=2, activation=tp.tanh), tp.muP, rule)
+    whole, light = (tp.solve(theory, TASK, 1.0, samples=2048, method=tp.March(bias=False, recorded=r)) for r in (None, (0,)))
+    error = np.hypot(whole.stderr("f"), light.stderr("f"))
+    assert np.sqrt(np.mean((whole.f - light.f) ** 2)) < 3 * np.sqrt(np.mean(error**2)) < 0.01

@@ -178,6 +178,7 @@ def test_plain_rules_are_the_plain_run():
     assert same.f == pytest.approx(plain.f, abs=1e-13)
 
 
+@pytest.mark.slow
 def test_noise_is_reproducible_and_different_per_replicate():
     theory = tp.limit(NET, tp.muP, descent(RULES["noise"], steps=4))
     one, two = (tp.solve(theory, TASK, 1.0, samples=256, replicates=2, seed=3) for _ in range(2))

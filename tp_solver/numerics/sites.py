@@ -21,14 +21,15 @@ SPREAD = PartitionSpec(AXIS)
 """How a site array in blocks lies on a mesh."""
 SAME = PartitionSpec()
 """How everything else does: the same on all devices."""
-FEWEST_BLOCKS = 8
+BLOCK = 512
+"""Samples of a block: products with fewer waste time, more leave devices idle, for which eight blocks are enough at first."""
 LARGEST_BLOCK = 1024
 LANES = 8
 
 
 def block_count(samples: int) -> int:
     """Number of blocks for so many samples, in antithetic pairs: it depends on nothing else, lest the bits depend on the machine."""
-    wanted = max(FEWEST_BLOCKS, samples // LARGEST_BLOCK)
+    wanted = max(min(8, samples // BLOCK), samples // LARGEST_BLOCK)
     blocks = 1
     while blocks < wanted and (samples // 2) % (2 * blocks) == 0:
         blocks *= 2
