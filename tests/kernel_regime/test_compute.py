@@ -35,7 +35,7 @@ def agree(found: tp.KernelSet, whole: tp.KernelSet, cut) -> None:
         np.testing.assert_allclose(pick(found), pick(whole)[cut], rtol=0, atol=3e-8 * np.abs(pick(whole)).max())
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name == "tanh" else []) for name in NETS])
 def test_one_set_and_two_sets_agree(name):
     whole = tp.kernels(NETS[name], tp.ntk, np.concatenate([X, Z]), layers=True)
     agree(tp.kernels(NETS[name], tp.ntk, X, Z, layers=True), whole, (..., slice(0, 7), slice(7, None)))

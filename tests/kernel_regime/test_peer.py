@@ -190,7 +190,6 @@ QUICK = (
     "dense10-erf",
     "dense3-gelu",
     "residual-two-layers-relu",
-    "conv1-circular-global-gelu",
     "conv1-zero-flatten-erf",
     "conv1-valid-stride2-even-global-relu",
     "conv1-zero-stride2-even-flatten-relu",
@@ -198,7 +197,6 @@ QUICK = (
     "local1-zero-average-global-relu",
     "local-then-conv1-flatten-relu",
     "conv2-zero-strides12-global-relu",
-    "conv2-circular-average-flatten-relu",
     "conv2-residual-circular-global-relu",
 )
 """One case of every kind; the rest is a matter of minutes, most of them compilation."""
