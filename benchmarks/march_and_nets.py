@@ -15,10 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-# before jax starts: threads that wait for each other burn processor time, for small arrays more than for large ones
+# before numpy and jax start: threads that wait for each other burn processor time, for small arrays more than for large ones
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+
+import numpy as np
 
 import tp_solver as tp
 

@@ -12,7 +12,7 @@ if not NOTEBOOKS:
     pytest.skip("there is no notebook yet", allow_module_level=True)
 
 
-LONG = ("edge_of_chaos", "jacobian_regularisation")
+LONG = ("edge_of_chaos", "jacobian_regularisation", "wide_nets_are_linear")
 """Half a minute each: what they show is held by tests of their own."""
 
 

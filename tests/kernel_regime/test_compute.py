@@ -44,7 +44,7 @@ def test_one_set_and_two_sets_agree(name):
     assert np.linalg.eigvalsh(whole.ntk)[0] > -1e-10
 
 
-@pytest.mark.parametrize("name", ["relu", "cnn"])
+@pytest.mark.parametrize("name", ["relu", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_blocks_change_nothing(name, monkeypatch):
     whole = tp.kernels(NETS[name], tp.ntk, np.concatenate([X, Z]), layers=True)
     monkeypatch.setattr(compute._Job, "sides", (3, 2))

@@ -71,6 +71,7 @@ def test_seeds_give_the_wanted_error():
     np.testing.assert_allclose(np.sqrt(np.mean(fit.stderr**2)), error, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_advice_in_one_sentence(monkeypatch):
     monkeypatch.setattr(advice, "STEPS", 4)
     monkeypatch.setattr(advice, "SAMPLES", 128)
