@@ -150,10 +150,10 @@ class Marches:
             checks.append(Check("finite samples", MAIN, HALF, half / (samples - half)))
             groups[COARSE] = self.runs(COARSE, half, loose, fine)
             if loose > tol and _ranks(groups[COARSE]) != _ranks(groups[HALF]):
-                checks.append(Check("truncation", HALF, COARSE, tol / (loose - tol)))
+                checks.append(Check("truncation", HALF, COARSE, _per_difference(tol, loose)))
             else:  # the same directions show nothing
                 groups[FINE] = self.runs(FINE, half, tol / LOOSER, fine)
-                checks.append(Check("truncation", HALF, FINE, -LOOSER / (LOOSER - 1)))
+                checks.append(Check("truncation", HALF, FINE, _per_difference(tol, tol / LOOSER)))
         return groups, checks
 
     def solution(self, effort: Effort, target: float) -> Solution:
@@ -270,6 +270,17 @@ EXACT_TOL = 1e-15
 
 RESOLVED = 0.05
 """Largest standard error of f, and largest violation of <(W x) y> = <x (W^T y)>, relative to their sizes, that passes."""
+
+
+SMALL_TOLERANCE = 1e-2
+"""Up to here the truncation is of first order in the tolerance; above, it falls more slowly (by its 0.6th power between 0.1 and 0.03,
+measured on a hundred MNIST images), and the square root is assumed."""
+
+
+def _per_difference(tol: float, other: float) -> float:
+    """Truncation error at a tolerance per difference between another and it."""
+    order = 1.0 if tol <= SMALL_TOLERANCE else 0.5
+    return 1 / ((other / tol) ** order - 1)
 
 
 def _ranks(runs: Runs[Trajectory]) -> list[dict[Home, int]]:
