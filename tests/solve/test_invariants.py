@@ -232,4 +232,7 @@ def test_the_error_bar_holds_truncation_and_bias():
     fine = solved(net, samples=8192, replicates=2, method=tp.March(tol=1e-4, bias=False))
     sol = solved(net, samples=1024, method=tp.March(tol=1e-2))
     assert set(sol.details["biases"]) == {"finite samples", "truncation"}
+    coarse = solved(net, samples=1024, method=tp.March(tol=0.2))
+    assert rms(coarse.f - fine.f) <= student_t.ppf(0.975, 3) * rms(coarse.stderr("f"))
+    assert coarse.details["errors"]["truncation"] > 2 * sol.details["errors"]["truncation"]
     assert rms(sol.f - fine.f) <= student_t.ppf(0.975, 3) * rms(sol.stderr("f")) < 0.01

@@ -18,7 +18,7 @@ from tp_solver.program.training import GradientFlow
 from tp_solver.solve.accuracy import Effort, solve_to, tolerance_for
 from tp_solver.solve.checkpoint import Checkpoint, Checkpoints, checkpoints
 from tp_solver.solve.comparisons import Comparisons
-from tp_solver.solve.deviations import Check, Estimate, scatter
+from tp_solver.solve.deviations import SAMPLING, Check, Estimate, scatter
 from tp_solver.solve.layout import Home
 from tp_solver.solve.marched import MarchedKernels, final_ranks
 from tp_solver.solve.memory import Load, march_bytes, physical_memory, require_memory
@@ -272,6 +272,13 @@ RESOLVED = 0.05
 """Largest standard error of f, and largest violation of <(W x) y> = <x (W^T y)>, relative to their sizes, that passes."""
 
 
+REMEDIES = {
+    SAMPLING: "raise samples or replicates",
+    "finite samples": "raise samples",
+    "truncation": "lower tol, with samples to match",
+    "step size": "raise substeps",
+}
+"""What helps against each part of the error of f."""
 SMALL_TOLERANCE = 1e-2
 """Up to here the truncation is of first order in the tolerance; above, it falls more slowly (by its 0.6th power between 0.1 and 0.03,
 measured on a hundred MNIST images), and the square root is assumed."""
@@ -310,11 +317,15 @@ def _outcome(main: Runs[Trajectory], samples: int | None, f: Estimate, target: f
     worst = max(max(tr.used.values()) for tr in main.trajectories)
     if samples is not None and worst > samples // 8:
         return Status.RANK_SATURATED, f"{worst} directions for {samples} samples; {Status.RANK_SATURATED.advice}"
-    relative = float(np.linalg.norm(list(relative_errors(f).values())))
+    parts = relative_errors(f)
+    relative = float(np.linalg.norm(list(parts.values())))
     identity = max(float(tr.identity.max()) for tr in main.trajectories)
-    advice = Status.STALLED.advice if main.stride == 1 else f"raise substeps (gradient flow), or {Status.STALLED.advice}"
     if not relative <= target:  # NaN does not pass
-        return Status.STALLED, f"the estimated error of f is {relative:.1%} of its size; {advice}"
+        most = max(parts, key=lambda kind: parts[kind] if np.isfinite(parts[kind]) else np.inf)
+        return (
+            Status.STALLED,
+            f"the estimated error of f is {relative:.1%} of its size, mostly {most} ({parts[most]:.1%}): {REMEDIES[most]}",
+        )
     if not identity <= RESOLVED:
         return Status.STALLED, f"<(W x) y> and <x (W^T y)> differ by {identity:.1%} of their size; {Status.STALLED.advice}"
     return Status.COMPLETED, f"all steps done, at most {worst} directions"
