@@ -201,6 +201,7 @@ def check_slopes(widths, seeds, steps, record_property):
     return slopes
 
 
+@pytest.mark.slow
 def test_nets_follow_their_twins_as_the_width_grows(record_property):
     check_slopes((64, 256), 32, 150, record_property)
 

@@ -35,7 +35,9 @@ def agree(found: tp.KernelSet, whole: tp.KernelSet, cut) -> None:
         np.testing.assert_allclose(pick(found), pick(whole)[cut], rtol=0, atol=3e-8 * np.abs(pick(whole)).max())
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name == "tanh" else []) for name in NETS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("tanh", "cnn", "local", "flat") else []) for name in NETS]
+)
 def test_one_set_and_two_sets_agree(name):
     whole = tp.kernels(NETS[name], tp.ntk, np.concatenate([X, Z]), layers=True)
     agree(tp.kernels(NETS[name], tp.ntk, X, Z, layers=True), whole, (..., slice(0, 7), slice(7, None)))
@@ -110,6 +112,7 @@ def test_pooled_kernels_do_not_see_shifts_and_flattened_ones_do():
         assert np.allclose(here, there, rtol=1e-12) is invariant
 
 
+@pytest.mark.slow
 def test_keeping_equal_positions_alone_is_exact_where_nothing_is_pooled():
     """The same program with a mean over windows of one position, which changes nothing but makes it keep all pairs."""
     W0, W1, w = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.readout("w")

@@ -162,6 +162,7 @@ def pooled(x):
     return readout("w") @ global_pool(tp.erf(conv(input_matrix("C"), x, size=3) + bias("b", sigma=SB, rate=1.0)))
 
 
+@pytest.mark.slow
 def test_convolutions_against_differences():
     """Central differences of the kernels of a convolutional net with global pooling."""
     net = program(pooled, grid=(4,))

@@ -194,9 +194,7 @@ QUICK = (
     "conv1-valid-stride2-even-global-relu",
     "conv1-zero-stride2-even-flatten-relu",
     "conv1-overlapping-average-zero-global-relu",
-    "local1-zero-average-global-relu",
     "local-then-conv1-flatten-relu",
-    "conv2-zero-strides12-global-relu",
     "conv2-residual-circular-global-relu",
 )
 """One case of every kind; the rest is a matter of minutes, most of them compilation."""

@@ -53,6 +53,7 @@ def trained(seeds):
     return gap[:, :, :6, 0].max(axis=2).mean(axis=1), gap[:, :, :6].max(axis=(2, 3)).mean(axis=1), gap[:, :, 6:, 0].max(axis=2).mean(axis=1)
 
 
+@pytest.mark.slow
 def test_trained_nets_approach_the_linear_equation():
     """120 steps at rate 0.5: time 60."""
     f, joint, test = trained(24)

@@ -265,6 +265,7 @@ def check_finite_nets(width, draws, tolerance):
     assert twice == pytest.approx(2.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_closed_forms_against_linearised_nets():
     """Card B2 at width 256: variances within 5 % (mean over test points; 2000 nets), distillation over ensemble 2.0 +- 0.1."""
     check_finite_nets(256, 2000, 0.05)

@@ -86,6 +86,7 @@ solved("everything", {kept!r})
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing_that_was_written(tmp_path):
     script = KILLED.format(folder=str(Path(__file__).parent), kept=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)

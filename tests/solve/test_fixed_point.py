@@ -109,6 +109,7 @@ def test_golden_deep_linear() -> None:
     assert abs(sol.A(3, 5, 2).item() + 0.087749334841) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "labels"),
     [

@@ -201,6 +201,7 @@ def without_equal_time_response(statements, env, matrices):
     return out
 
 
+@pytest.mark.slow
 def test_dropping_the_equal_time_response_would_be_noticed(reference, changed):
     """The most common mistake: the kernels of the first layer move by a multiple of what the comparison with nets allows."""
     changed("run", without_equal_time_response)
