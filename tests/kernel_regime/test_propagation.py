@@ -164,6 +164,7 @@ def test_against_a_wide_network(program, forward):
     assert deviation <= 3 * np.linalg.norm(np.std(measured, axis=0, ddof=1)) / np.sqrt(len(measured))
 
 
+@pytest.mark.slow
 def test_ties_matter():
     """Untying the matrix changes the kernel far more than the test above allows."""
     tied_net = tied_program()

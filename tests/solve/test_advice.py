@@ -88,7 +88,7 @@ def test_advice_in_one_sentence(monkeypatch):
     assert first == min(found.march_seconds, found.nets_seconds) or found.march_error > found.error
 
 
-@pytest.mark.parametrize(("error", "better"), [(0.2, "march"), (0.2, "extrapolate")])
+@pytest.mark.parametrize(("error", "better"), [pytest.param(0.2, "march", marks=pytest.mark.slow), (0.2, "extrapolate")])
 def test_auto_marches_and_says_what_would_be_cheaper(monkeypatch, error, better):
     monkeypatch.setattr(advice, "STEPS", 4)
     monkeypatch.setattr(advice, "SAMPLES", 128)

@@ -288,9 +288,7 @@ def autoencoded(x):
     return w @ tp.linear(W.T @ (W @ tp.linear(U @ x)))
 
 
-@pytest.mark.parametrize(
-    "network", [pytest.param(injected, marks=pytest.mark.slow), branched, tied, pytest.param(autoencoded, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("network", [tied, *(pytest.param(long, marks=pytest.mark.slow) for long in (injected, branched, autoencoded))])
 def test_exact_sites_agree_with_samples(network):
     theory, task = tp.limit(tp.program(network), tp.muP, tp.GradientDescent(0.4, 3)), tp.Task(X[:2], Y[:2])
     exact = tp.solve(theory, task, method="linear")

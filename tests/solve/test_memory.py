@@ -42,6 +42,7 @@ print(march_bytes(prepare(theory, task), load, sol.kernels.trajectories[0].capac
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are measured in the units of Linux")
 def test_the_predicted_peak_is_the_measured_one():
     # bases that are full: the empty part of the room takes addresses, but no memory
