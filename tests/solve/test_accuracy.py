@@ -134,8 +134,8 @@ def test_a_march_reaches_its_target_and_resumes(tmp_path, monkeypatch):
     assert relative <= 0.03 and relative == pytest.approx(sol.details["rounds"][-1]["error"], rel=1e-9)
     assert relative == pytest.approx(np.linalg.norm(list(sol.details["errors"].values())), rel=1e-9)
     assert "sampling" in str(sol) and "truncation" in str(sol)
-    begun, original = [], trajectory.step
-    monkeypatch.setattr(trajectory, "step", lambda *arguments: begun.append(1) or original(*arguments))
+    begun, original = [], trajectory.advance
+    monkeypatch.setattr(trajectory, "advance", lambda *arguments: begun.append(1) or original(*arguments))
     again = tp.solve(THEORY, TASK, 1.5, rtol=0.03, replicates=3, checkpoint=tmp_path)
     assert not begun and np.array_equal(again.f, sol.f) and again.details == sol.details
 

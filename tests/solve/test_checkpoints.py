@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tp_solver as tp
-from tp_solver.solve import checkpoint, trajectory
+from tp_solver.solve import checkpoint, chunk, trajectory
 
 TASK = tp.Task(np.random.default_rng(4).standard_normal((5, 6)), [1.0, -1.0, 0.5, -0.5, 1.0], np.eye(6)[:2], [1.0, -1.0])
 NET = tp.mlp(depth=2, activation=tp.tanh)
@@ -29,13 +29,26 @@ def solved(rule, folder=None):
     return tp.solve(theory, TASK, 1.2, checkpoint=folder, **OPTIONS)
 
 
+def counted(advance, before=lambda steps: None):
+    """The same, but told beforehand how many steps were made so far."""
+
+    def counting(*arguments):
+        before(counting.steps)
+        made = advance(*arguments)
+        counting.steps += made.done
+        return made
+
+    counting.steps = 0
+    return counting
+
+
 @pytest.fixture(scope="module", params=RULES)
 def whole(request):
     """A rule, its uninterrupted solution, and how many steps that took."""
-    begun, original = [], trajectory.step
+    made = counted(trajectory.advance)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trajectory, "step", lambda *arguments: begun.append(1) or original(*arguments))
-        return request.param, solved(request.param), len(begun)
+        patch.setattr(trajectory, "advance", made)
+        return request.param, solved(request.param), made.steps
 
 
 def assert_same_bits(one, two):
@@ -55,24 +68,41 @@ def assert_same_bits(one, two):
 def test_an_interrupted_solve_goes_on(whole, cut, tmp_path, monkeypatch):
     """Ctrl-C after a number of steps: in the first replicate, in the second, among the runs that estimate errors."""
     rule, expected, steps = whole
-    begun, original = [], trajectory.step
+    cuts = iter([cut])
 
-    def signalled(*arguments):
-        begun.append(1)
-        if len(begun) == cut:
+    def signalled(made):
+        if made >= cut and next(cuts, None):
             os.kill(os.getpid(), signal.SIGINT)
-        return original(*arguments)
 
+    begun = counted(trajectory.advance, signalled)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        monkeypatch.setattr(trajectory, "step", signalled)
+        monkeypatch.setattr(trajectory, "advance", begun)
         assert solved(rule, tmp_path).status is tp.Status.INTERRUPTED
     finally:
         signal.signal(signal.SIGINT, handler)
     assert_same_bits(solved(rule, tmp_path), expected)
-    assert len(begun) == steps  # nothing was done twice
+    assert begun.steps == steps  # nothing was done twice
     assert_same_bits(solved(rule, tmp_path), expected)
-    assert len(begun) == steps  # finished runs are read, not run
+    assert begun.steps == steps  # finished runs are read, not run
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_bits_do_not_depend_on_how_many_steps_a_call_makes(rule, monkeypatch):
+    """One step a call or many, as the clock allows; kernels recorded at some times split calls too."""
+    theory = tp.limit(NET, tp.muP, tp.GradientDescent(lr=0.4, steps=40, **RULES[rule]))
+    task = tp.Task(TASK.X, TASK.y)
+    sols, calls = [], []
+    for seconds in (0.0, 1e6):
+        monkeypatch.setattr(chunk, "SECONDS", seconds)
+        made = counted(trajectory.advance, lambda steps: calls.append(seconds))  # noqa: B023
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trajectory, "advance", made)
+            sols.append(tp.solve(theory, task, 1.2, samples=256, replicates=1, method=tp.March(tol=1e-3, bias=False, recorded=(0, 20, 40))))
+    assert calls.count(1e6) < calls.count(0.0) / 2
+    one, many = sols
+    assert np.array_equal(one.f, many.f) and np.array_equal(one.loss, many.loss) and one.details == many.details
+    assert np.array_equal(one.Phi(1, 20, 40), many.Phi(1, 20, 40)) and np.array_equal(one.fields(2, 40).z, many.fields(2, 40).z)
 
 
 KILLED = """

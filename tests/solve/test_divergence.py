@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tp_solver as tp
-from tp_solver.solve import trajectory
+from tp_solver.solve import chunk, trajectory
 
 GRAM = np.array([[1, 0.3, -0.2], [0.3, 0.8, 0.1], [-0.2, 0.1, 1.2]])
 X = np.sqrt(3) * np.linalg.cholesky(GRAM)
@@ -95,14 +95,14 @@ def test_too_few_samples_for_the_directions():
     assert solved(tp.tanh, 0.5, 5, MARCH, samples=1024).status == tp.Status.COMPLETED
 
 
-def interrupted_at(call, step):
-    """The step, but Ctrl-C arrives during the given call."""
+def interrupted_at(call, advance):
+    """Steps, but Ctrl-C arrives before the given call."""
     calls = iter(range(10**6))
 
     def replacement(*arguments):
         if next(calls) == call:
             raise KeyboardInterrupt
-        return step(*arguments)
+        return advance(*arguments)
 
     return replacement
 
@@ -110,7 +110,7 @@ def interrupted_at(call, step):
 @pytest.mark.parametrize(("activation", "method"), [(tp.linear, "linear"), (tp.tanh, MARCH)], ids=["linear", "march"])
 def test_an_interrupt_returns_what_there_is(activation, method, monkeypatch):
     whole = solved(activation, 0.3, 8, method)
-    monkeypatch.setattr(trajectory, "step", interrupted_at(5, trajectory.step))
+    monkeypatch.setattr(trajectory, "advance", interrupted_at(5, trajectory.advance))
     sol = solved(activation, 0.3, 8, method)
     assert sol.status == tp.Status.INTERRUPTED and not sol.success
     assert_cut(sol, 8)
@@ -120,14 +120,14 @@ def test_an_interrupt_returns_what_there_is(activation, method, monkeypatch):
 
 def test_an_interrupt_in_a_later_replicate(monkeypatch):
     """Values are means over what every replicate has."""
-    monkeypatch.setattr(trajectory, "step", interrupted_at(9 + 4, trajectory.step))
+    monkeypatch.setattr(trajectory, "advance", interrupted_at(9 + 4, trajectory.advance))
     sol = solved(tp.tanh, 0.3, 8, MARCH)
     assert sol.status == tp.Status.INTERRUPTED
     assert_cut(sol, 8)
 
 
 def test_an_interrupt_before_the_first_state(monkeypatch):
-    monkeypatch.setattr(trajectory, "step", interrupted_at(0, trajectory.step))
+    monkeypatch.setattr(trajectory, "advance", interrupted_at(0, trajectory.advance))
     sol = solved(tp.tanh, 0.3, 8, MARCH)
     assert sol.status == tp.Status.INTERRUPTED and "no state is good" in sol.message
 
@@ -160,15 +160,16 @@ def test_a_signal_waits_for_the_end_of_the_step(monkeypatch, run):
     """SIGINT in the middle of a step: the state is whole, predictions work, and nothing escapes."""
     steps, begun = 6, []
     before = signal.getsignal(signal.SIGINT)
-    original = trajectory.step
+    original = trajectory.advance
 
-    def signalled(setting, state, batch, active):
-        begun.append(active)
+    def signalled(*arguments):
+        begun.append(1)
         if len(begun) == run * (steps + 1) + 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(setting, state, batch, active)
+        return original(*arguments)
 
-    monkeypatch.setattr(trajectory, "step", signalled)
+    monkeypatch.setattr(chunk, "SECONDS", 0.0)  # one step a call
+    monkeypatch.setattr(trajectory, "advance", signalled)
     theory = tp.limit(tp.mlp(2, tp.tanh), tp.muP, tp.GradientDescent(0.3, steps))
     sol = tp.solve(theory, tp.Task(X, Y), 1.0, samples=256, replicates=2)
     assert sol.status is tp.Status.INTERRUPTED and not sol.success

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -78,6 +78,7 @@ class Marches:
 
     Attributes:
         capacity: room of every basis that was enough so far.
+        known: numbers of the run in so many substeps.
     """
 
     theory: LimitEquations
@@ -89,14 +90,21 @@ class Marches:
     kept: Checkpoints
     tick: Told
     capacity: dict[Home, int] | None = None
+    known: dict[int, Prepared] = field(default_factory=dict)
 
     @property
     def flow(self) -> bool:
         return isinstance(self.theory.training, GradientFlow)
 
+    def prepared(self, substeps: int) -> Prepared:
+        """Theory and task made numeric, a flow in so many steps per reported interval."""
+        if substeps not in self.known:
+            self.known[substeps] = prepared_in_steps(self.theory, self.task, substeps)
+        return self.known[substeps]
+
     def runs(self, group: str, samples: int, tol: float, substeps: int) -> Runs[Trajectory]:
         """One march per replicate, up to an interrupt."""
-        prepared = prepared_in_steps(self.theory, self.task, substeps)
+        prepared = self.prepared(substeps)
         stride = substeps if self.flow else 1
         method, steps = self.method, self.theory.training.steps
         dtype = jnp.dtype(method.dtype)
@@ -163,7 +171,7 @@ class Marches:
             cut = {name for name, runs in groups.items() if name != MAIN and any(_interrupted(tr) for tr in runs.trajectories)}
             unknown = [c.kind for c in checks if {c.near, c.far} & cut]
             checks = [c for c in checks if c.kind not in unknown]
-            prepared = prepared_in_steps(self.theory, self.task, effort.substeps * 2 if self.flow else 1)
+            prepared = self.prepared(effort.substeps * 2 if self.flow else 1)
             found = estimates(groups, checks, prepared)
         main = groups[MAIN]
         comparisons = Comparisons.between(groups, checks, found.removed)

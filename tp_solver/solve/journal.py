@@ -38,13 +38,11 @@ class Journal:
     fields: dict[int, Arrays] = field(default_factory=dict)
     met: dict[str, dict[tuple[bool, str], int]] = field(default_factory=dict)
 
-    def note(self, t: int, moment: Moment, new: np.ndarray | None, samples: bool) -> None:
-        """Add the time that comes next; ``samples`` says whether those of the fields are kept."""
+    def note(self, t: int, moment: Moment) -> None:
+        """Add the time that comes next; its arrays are on the host."""
         self.f.append(np.asarray(moment.f))
         self.loss.append(np.asarray(moment.loss))
         self.identity.append(np.asarray(moment.identity))
-        if new is not None:
-            self.new.append(new)
         self.met = {m: {k: int(n) for k, n in counts.items()} for m, counts in moment.met.items()}
         if moment.record is None:
             return
@@ -53,8 +51,6 @@ class Journal:
         for group, arrays in groups:
             kept |= {f"{group}/{v}": np.asarray(a) for v, a in arrays.items()}
         self.records[t] = kept
-        if samples:
-            self.fields[t] = {v: np.asarray(a) for v, a in moment.record.fields.items()}
 
     def group(self, name: str) -> dict[str, list[np.ndarray]]:
         """Variable -> its arrays at all recorded times, of "coordinates", "squares" or "responses"."""

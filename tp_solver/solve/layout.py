@@ -57,6 +57,11 @@ class Layout:
         """Names of the hidden matrices."""
         return tuple(m.name for m in self.program.matrices if m.role is Role.HIDDEN)
 
+    @property
+    def bases(self) -> list[Home]:
+        """All bases, in the order in which their ranks are told."""
+        return [Home(m, side) for m in self.hidden for side in (BELOW, ABOVE)] + [Home(k) for k in self.observers]
+
     def hidden_products(self) -> list[Product]:
         """All products with hidden matrices, forward then backward."""
         return [s for s in (*self.program.statements, *self.backward.statements) if isinstance(s, Product) and s.matrix in self.hidden]

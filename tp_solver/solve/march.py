@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from tp_solver.limit.transposition import COTANGENT
 from tp_solver.numerics.basis import Basis, enlarged, extend
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
-from tp_solver.numerics.sites import SAME, SPREAD, Placement, inner, mean, specs, whole
+from tp_solver.numerics.sites import SAME, Placement, inner, mean, specs, whole
 from tp_solver.program.losses import Loss
 from tp_solver.program.statements import ONE, Product, Role, Space, X
 from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home, Layout
@@ -82,23 +82,23 @@ class Setting:
 
 
 class Moment(NamedTuple):
-    """What is known of every time."""
+    """What is known of every time; ``used`` are the directions of every basis, in the order of the layout."""
 
     f: jax.Array
     loss: jax.Array
     identity: jax.Array
     squares: dict[str, jax.Array]
     met: dict[str, dict[tuple[bool, str], jax.Array]]
+    used: jax.Array
     record: Record | None
 
 
 class Record(NamedTuple):
-    """What is recorded of chosen times: the tangent kernel (P, P), coordinates (P, R), responses (P, K), samples (P, S)."""
+    """What is recorded of chosen times: the tangent kernel (P, P), coordinates (P, R), responses (P, K)."""
 
     ntk: jax.Array
     coordinates: dict[str, jax.Array]
     responses: dict[str, jax.Array]
-    fields: dict[str, jax.Array]
 
 
 def matrices(plan: Layout, state: SiteState, tol: Any) -> dict[str, Any]:
@@ -117,47 +117,32 @@ class Grown(NamedTuple):
     above: dict[str, Basis]
     observers: dict[str, Basis]
 
-
-def step(setting: Setting, state: SiteState, batch: Batch, now: Now) -> tuple[SiteState, SiteState, Moment]:
-    """One time: forward, loss, backward, and the update.
-
-    The bases of ``state`` are used up: go on with what is returned.
-
-    Returns:
-        The state with the bases of this time and the weights it began with, the state after the update, and the record.
-    """
-    bases = Grown({m: s.below for m, s in state.operators.items()}, {m: s.above for m, s in state.operators.items()}, state.observers)
-    partners = {m: (s.eps_u, s.eps_r) for m, s in state.operators.items()}
-    weights = Learned({m: s.learned for m, s in state.operators.items()}, state.sites, state.velocity, {})
-    bases, after, moment = _step(setting, bases, partners, weights, batch, now)
-    return _joined(bases, partners, weights), _joined(bases, after.partners or partners, after), moment
+    def of(self, home: Home) -> Basis:
+        """The basis at a home."""
+        return {BELOW: self.below, ABOVE: self.above, None: self.observers}[home.side][home.basis]
 
 
-def _joined(bases: Grown, partners: dict[str, tuple[jax.Array, jax.Array]], weights: Learned) -> SiteState:
-    operators = {m: OperatorState(bases.below[m], bases.above[m], *partners[m], weights.hidden[m]) for m in partners}
+def joined(bases: Grown, partners: Mapping[str, tuple[jax.Array, jax.Array]], weights: Learned) -> SiteState:
+    """A state of its parts; see :func:`step`."""
+    moving = weights.partners or partners
+    operators = {m: OperatorState(bases.below[m], bases.above[m], *moving[m], weights.hidden[m]) for m in moving}
     return SiteState(operators, weights.sites, bases.observers, weights.velocity)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _step(
-    setting: Setting, bases: Grown, partners: dict[str, tuple[jax.Array, jax.Array]], weights: Learned, batch: Batch, now: Now
-) -> tuple[Grown, Learned, Moment]:
-    """The compiled part of :func:`step`, on all devices; bases are donated, so that they grow without being copied."""
-    stepped = partial(_step_of_blocks, setting)
-    if setting.mesh is None:
-        return stepped(bases, partners, weights, batch, now)
-    given = (bases, partners, weights, batch, now)
-    after = specs(weights)._replace(partners=SPREAD)
-    return jax.shard_map(stepped, mesh=setting.mesh, in_specs=specs(given), out_specs=(specs(bases), after, SAME), check_vma=False)(*given)
+def step(
+    setting: Setting, bases: Grown, partners: Mapping[str, tuple[jax.Array, jax.Array]], weights: Learned, batch: Batch, now: Now
+) -> tuple[Grown, Learned, Moment, dict[str, jax.Array]]:
+    """One time: forward, loss, backward, and the update; what every device does with its blocks of sites, inside a compiled loop.
 
+    ``partners`` are those of rules that leave them alone, else ``weights`` have them.
 
-def _step_of_blocks(
-    setting: Setting, bases: Grown, partners: dict[str, tuple[jax.Array, jax.Array]], weights: Learned, batch: Batch, now: Now
-) -> tuple[Grown, Learned, Moment]:
-    """What every device does with its blocks of sites."""
+    Returns:
+        The bases of this time, the weights after the update, what is known of this time, and the samples of all fields (P, S), none
+        where nothing is recorded.
+    """
     plan = setting.plan
     gamma0, tol = batch.gamma0, batch.tol
-    state = _joined(bases, partners, weights)
+    state = joined(bases, partners, weights)
     acting = matrices(plan, state, tol)
     env: Env = {X: batch.x, ONE: jnp.ones_like(batch.x[:, :1])}
     env = run(plan.program.statements, env, acting)
@@ -178,23 +163,24 @@ def _step_of_blocks(
     coordinates, observers = _observe(plan, state.observers, env, acting, tol) if setting.recording else ({}, state.observers)
     names = [v for v in plan.homes if v in env]
     squares = {v: mean(env[v] ** 2) for v in names}
-    record = None
+    record, samples = None, {}
     if setting.recording:
+        samples = {v: whole(env[v]) for layer in plan.program.layers for v in _site_fields(plan, layer)}
         record = Record(
             _tangent_kernel(plan, batch.kernel_rates, env, coordinates, squares),
             coordinates,
             {response_key(m, transpose, v): a for m in plan.hidden for (transpose, v), a in acting[m].response.items()},
-            {v: whole(env[v]) for layer in plan.program.layers for v in _site_fields(plan, layer)},
         )
-    met = {m: acting[m].met for m in plan.hidden}
-    moment = Moment(f, jnp.sum(batch.p * per_point), identity, squares, met, record)
     for pair in plan.backward.pairs:
         rate = batch.rates[pair.matrix] * gamma0
         y, x = (pair.input, pair.adjoint) if pair.transpose else (pair.adjoint, pair.input)
         acting[pair.matrix].update(y, env[y], x, env[x], rate * errors)
     grown = Grown({m: acting[m].state.below for m in plan.hidden}, {m: acting[m].state.above for m in plan.hidden}, observers)
     push = {m.name: acting[m.name].push for m in plan.program.matrices}
-    return grown, moved(plan, now, weights, partners, push), moment
+    met = {m: acting[m].met for m in plan.hidden}
+    used = jnp.stack([grown.of(home).used for home in plan.bases])
+    moment = Moment(f, jnp.sum(batch.p * per_point), identity, squares, met, used, record)
+    return grown, moved(plan, now, weights, weights.partners or partners, push), moment, samples
 
 
 def _site_fields(plan: Layout, layer: Any) -> tuple[str, ...]:
@@ -339,12 +325,9 @@ def initial_state(
     return SiteState(operators, sites, observers, velocity)
 
 
-def ranks(state: SiteState) -> dict[Home, int]:
-    """Number of directions in every basis."""
-    out = {}
-    for m, s in state.operators.items():
-        out[Home(m, BELOW)], out[Home(m, ABOVE)] = int(s.below.used), int(s.above.used)
-    return out | {Home(k): int(b.used) for k, b in state.observers.items()}
+def ranks(plan: Layout, used: Any) -> dict[Home, int]:
+    """Number of directions in every basis, by name."""
+    return dict(zip(plan.bases, map(int, used), strict=True))
 
 
 def grown(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -39,10 +39,9 @@ class Learned(NamedTuple):
 
 
 class Now(NamedTuple):
-    """Numbers of one update: the factor of the learning rate, the weights p (P,) of the points, those that have any (None where all
-    may), the share of the velocity that is
-    carried on, per matrix the share that is kept and the size of the noise (empty where there is none of either), and a key where there
-    is noise."""
+    """Numbers of one update, or of several along a leading axis: the factor of the learning rate, the weights p (P,) of the points, those
+    that have any (None where all may), the share of the velocity that is carried on, per matrix the share that is kept and the size of
+    the noise (empty where there is none of either), and a key where there is noise."""
 
     factor: Any
     p: Any
@@ -84,20 +83,19 @@ class Course:
         """Whether the random part of every matrix stays what it was."""
         return not (self.fades or self.kicks)
 
-    def at(self, t: int, stream: int, dtype: Any) -> Now:
-        """The numbers of the update after time t; at the last time, which none follows, those of no move at all."""
+    def over(self, times: np.ndarray, stream: int, dtype: Any) -> Now:
+        """The numbers of the updates after some times, stacked; at the last time, which none follows, those of no move at all."""
         steps = len(self.p)
-        last, k = t >= steps, min(t, steps - 1)
-        moving = 0.0 if last else 1.0
-        number = np.dtype(dtype).type
+        last, k = times >= steps, np.minimum(times, steps - 1)
+        moving = np.where(last, 0.0, 1.0)
         return Now(
-            number(moving * self.pace.factor[k]),
+            np.asarray(moving * self.pace.factor[k], dtype),
             np.asarray(self.p[k], dtype),
             self._chosen[k] if self.batch < self.p.shape[1] else None,
-            number(self.pace.carry),
-            {m: number(1.0 if last else a[k]) for m, a in self.pace.keep.items()} if self.fades else {},
-            {m: number(moving * a[k] * self.units[m]) for m, a in self.pace.kick.items()} if self.kicks else {},
-            jax.random.fold_in(jax.random.key(stream), t) if self.kicks else None,
+            np.full(len(times), self.pace.carry, dtype),
+            {m: np.asarray(np.where(last, 1.0, a[k]), dtype) for m, a in self.pace.keep.items()} if self.fades else {},
+            {m: np.asarray(moving * a[k] * self.units[m], dtype) for m, a in self.pace.kick.items()} if self.kicks else {},
+            jax.vmap(partial(jax.random.fold_in, jax.random.key(stream)))(times.astype(np.uint32)) if self.kicks else None,
         )
 
     def growth(self, matrix: str, t: int) -> float:

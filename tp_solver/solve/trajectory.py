@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +15,7 @@ from tp_solver.numerics.basis import Basis
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
 from tp_solver.numerics.sites import Placement
 from tp_solver.solve.checkpoint import Checkpoint
+from tp_solver.solve.chunk import Limits, Pace, advance, at_index, consumed, longest
 from tp_solver.solve.journal import Journal, Midway
 from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home, Layout
 from tp_solver.solve.march import (
@@ -31,7 +33,6 @@ from tp_solver.solve.march import (
     ranks,
     response_key,
     roomier,
-    step,
 )
 from tp_solver.solve.moving import Course
 from tp_solver.solve.solution import Status
@@ -128,62 +129,86 @@ def march(
     """
     dtype = batch.x.dtype
     steps, stream = len(course.p), _stream(source)
+    plan, points = setting.plan, len(batch.x)
     setting = replace(setting, mesh=placement.mesh)
-    light = replace(setting, recording=False)
-    points: NewPoints | None = None
+    margin = MARGIN if isinstance(source, SampledColumns) else 0  # exact sites are as many as columns: more room is another run
+    stops = keep if test_inputs is None else keep | tested
+    new_inputs: NewPoints | None = None
     failure: Failure | None = None
-    now = checkpoint.load(setting.plan, placement) or _start(columns, source, placement, capacity, course, dtype)
+    now = checkpoint.load(plan, placement) or _start(columns, source, placement, capacity, course, dtype)
+    pace = Pace()
     while now.t <= steps:
-        t, journal, before = now.t, now.journal, None
+        t, journal = now.t, now.journal
+        recording = t in recorded or t in keep
+        wanted = replace(setting, recording=recording)
+        length = longest(wanted, points, max(now.capacity.values()), dtype.itemsize)
+        count = _together(t, min(pace.steps(length) if journal.loss else 1, steps + 1 - t), recorded | keep, stops)
+        first = float(journal.loss[0]) if journal.loss else np.inf
+        limits = Limits(np.int32(count), np.int32(margin), dtype.type(RUNAWAY * max(1.0, first)))
+        nows = course.over(np.minimum(np.arange(t, t + length), steps), stream, dtype)
         try:
-            wanted = setting if t in recorded or t in keep else light
-            before, after, moment = step(wanted, now.state, batch, course.at(t, stream, dtype))
-            used = ranks(after)
+            chunk = advance(wanted, length, now.state, batch, nows, limits)
         except KeyboardInterrupt:
+            if consumed(now.state):
+                raise
             failure = Failure(Status.INTERRUPTED, "Ctrl-C", t)
-            now = now if before is None else replace(now, last=_restored(now.last, before, now.held))
             break
-        if any(used[h] > now.capacity[h] for h in now.capacity):  # directions were lost: start again with more room
+        pace.made(chunk.done)
+        moments = jax.device_get(chunk.moments)
+        good = chunk.done if chunk.healthy else chunk.done - 1
+        for k in range(good):
+            journal.note(t + k, at_index(moments, k))
+        t += good
+        used = ranks(plan, moments.used[chunk.done - 1])
+        if not chunk.healthy:
+            last, held = (chunk.last, ranks(plan, moments.used[good - 1])) if good else (now.last, now.held)
+            now = Midway(t, now.capacity, held, chunk.state, _restored(last, chunk.last, held), journal)
+            if all(used[h] <= now.capacity[h] for h in now.capacity):
+                failure = _trouble(at_index(moments, good), t)
+                break
             more = roomier(now.capacity, used)
             if not affordable(more):
                 failure = _outgrown(more, t)
-                now = replace(now, last=_restored(now.last, before, now.held))
                 break
-            now, points = _start(columns, source, placement, more, course, dtype), None
+            now, new_inputs = _start(columns, source, placement, more, course, dtype), None  # directions were lost: again, with more room
             continue
-        loss = float(moment.loss)
-        failure = _trouble(moment, t, loss, float(journal.loss[0]) if journal.loss else loss)
-        if failure:
-            now = replace(now, last=_restored(now.last, before, now.held))
-            break
-        new = None
-        if test_inputs is not None and t in tested:
-            if points is None:
-                points = new_points(columns, *test_inputs, source, before.size, placement, dtype)
-            placed = points if course.static else at_time(points, _growth(course, t))
-            new = np.asarray(predict(setting, before, moment.met, placed, batch.gamma0))
-        journal.note(t, moment, new, t in keep)
-        state, capacity = after, now.capacity
-        if t < steps and isinstance(source, SampledColumns) and any(capacity[h] - used[h] < MARGIN for h in capacity):
-            capacity = roomier(capacity, {h: n if capacity[h] - n >= MARGIN else capacity[h] for h, n in used.items()})
+        if t - 1 in keep:
+            journal.fields[t - 1] = {v: np.asarray(a) for v, a in chunk.fields.items()}
+        if test_inputs is not None and t - 1 in tested:
+            if new_inputs is None:
+                new_inputs = new_points(columns, *test_inputs, source, chunk.last.size, placement, dtype)
+            placed = new_inputs if course.static else at_time(new_inputs, _growth(course, t - 1))
+            journal.new.append(np.asarray(predict(setting, chunk.last, journal.met, placed, batch.gamma0)))
+        state, capacity = chunk.state, now.capacity
+        if t <= steps and isinstance(source, SampledColumns) and any(capacity[h] - used[h] < margin for h in capacity):
+            capacity = roomier(capacity, {h: n if capacity[h] - n >= margin else capacity[h] for h, n in used.items()})
             if not affordable(capacity):
-                failure = _outgrown(capacity, t + 1)
-                now = Midway(t + 1, now.capacity, used, state, before, journal)
+                failure = _outgrown(capacity, t)
+                now = Midway(t, now.capacity, used, state, chunk.last, journal)
                 break
-            state = grown(state, columns, source, placement, capacity, _growth(course, t + 1))
-        now = Midway(t + 1, capacity, used, state, before, journal)
-        if t == steps:
+            state = grown(state, columns, source, placement, capacity, _growth(course, t))
+        now = Midway(t, capacity, used, state, chunk.last, journal)
+        if t > steps:
             checkpoint.save(now)
             break
         if checkpoint.due:
             checkpoint.save(now)
         try:
-            tick(t + 1, loss, max(used.values()))
+            for k in range(good):
+                tick(t - good + k + 1, float(journal.loss[k - good]), max(used.values()))
         except KeyboardInterrupt:
             checkpoint.save(now)
-            failure = Failure(Status.INTERRUPTED, "Ctrl-C", t + 1)
+            failure = Failure(Status.INTERRUPTED, "Ctrl-C", t)
             break
     return _finished(setting, source, batch, now, test_inputs, tested, failure)
+
+
+def _together(t: int, most: int, recorded: frozenset[int], stops: frozenset[int]) -> int:
+    """How many steps from time t on are all recorded or all not, the last of them perhaps one to stop at."""
+    for s in range(t, t + most - 1):
+        if s in stops or (s + 1 in recorded) != (t in recorded):
+            return s - t + 1
+    return most
 
 
 def _start(
@@ -212,7 +237,7 @@ def _finished(
 ) -> Trajectory:
     """The record of a run that is over."""
     journal = now.journal
-    final = ranks(now.last) if journal.f else dict.fromkeys(now.capacity, 0)
+    final = now.held if journal.f else dict.fromkeys(now.capacity, 0)
     return Trajectory(
         f=np.array(journal.f).reshape(-1, *batch.y.shape),
         f_new=np.array(journal.new).reshape(-1, len(test_inputs[0]), batch.y.shape[1]) if test_inputs is not None else None,
@@ -269,15 +294,15 @@ def _stream(source: SampledColumns | ExactColumns) -> int:
     return int(np.random.default_rng([20261124, *source.seed]).integers(2**31)) if isinstance(source, SampledColumns) else 0
 
 
-def _trouble(moment: Moment, t: int, loss: float, first: float) -> Failure | None:
+def _trouble(moment: Moment, t: int) -> Failure:
     """The first recorded quantity that is not finite, or a loss that runs away."""
     quantities = {"f": moment.f, "the loss": moment.loss}
     quantities |= {} if moment.record is None else {"the tangent kernel": moment.record.ntk}
     quantities |= {f"the kernel of {v}": a for v, a in moment.squares.items()}
     for name, values in quantities.items():
-        if not np.isfinite(np.asarray(values)).all():
+        if not np.isfinite(values).all():
             return Failure(Status.NONFINITE, name, t)
-    return Failure(Status.DIVERGED, "the loss", t) if loss > RUNAWAY * max(1.0, first) else None
+    return Failure(Status.DIVERGED, "the loss", t)
 
 
 def _outgrown(capacity: Mapping[Home, int], t: int) -> Failure:
@@ -299,7 +324,8 @@ def _stacked(arrays: Mapping[str, list[np.ndarray]], widths: Mapping[str, int]) 
     """Stack over times, the last axis cut or padded to the final rank."""
     out = {}
     for key, parts in arrays.items():
-        width = widths[key]
-        cut = [a[:, :width] for a in parts]
-        out[key] = np.stack([np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in cut])
+        out[key] = np.zeros((len(parts), len(parts[0]), widths[key]), parts[0].dtype)
+        for row, part in zip(out[key], parts, strict=True):
+            shared = min(row.shape[1], part.shape[1])
+            row[:, :shared] = part[:, :shared]
     return out
