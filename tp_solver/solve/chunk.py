@@ -154,6 +154,7 @@ def _advance_blocks(setting: Setting, length: int, bases: Grown, partners: Partn
     """What every device does with its blocks of sites."""
     batch, nows, limits = numbers
 
+    @jax.jit  # traced once for its shapes and for the loop
     def stepped(bases: Grown, weights: Learned, now: Now) -> tuple[Grown, Learned, Moment, dict[str, jax.Array]]:
         return step(setting, bases, partners, weights, batch, now)
 
