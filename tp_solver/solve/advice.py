@@ -192,9 +192,9 @@ def try_march(theory: LimitEquations, task: Task, gamma0: float, dtype: str, see
     main, half = log.of(MAIN), log.of(HALF)
     other = log.of(FINE if FINE in log.groups else COARSE)
     settings = ((SAMPLES, main), (SAMPLES // 2, half), (SAMPLES // 2, other))
-    # the last half of the steps, which are told of in bunches; the last run of a group compiles nothing
-    times = np.array([(run[-1][1] - run[len(run) // 2][1]) / (len(run) - 1 - len(run) // 2) for _, run in settings])
-    work = np.array([[1.0, s * np.mean([r for r, _ in run[len(run) // 2 :]])] for s, run in settings])
+    # all steps but the first, as they are told of in bunches
+    times = np.array([(run[-1][1] - run[0][1]) / max(1, len(run) - 1) for _, run in settings])
+    work = np.array([[1.0, s * np.mean([r for r, _ in run])] for s, run in settings])
     (_, each), _ = nnls(work / times[:, None], np.ones(3))
     each = max(each, seconds_per_direction(theory, task, main[-1][0], dtype))  # the products themselves, which few samples hide
     fixed = max(0.0, float(np.median(times - each * work[:, 1])))

@@ -188,15 +188,14 @@ def march(
                 break
             state = grown(state, columns, source, placement, capacity, _growth(course, t))
         now = Midway(t, capacity, used, state, chunk.last, journal)
-        if t > steps:
-            checkpoint.save(now)
-            break
-        if checkpoint.due:
+        if t > steps or checkpoint.due:
             checkpoint.save(now)
         try:
-            for k in range(good):
-                tick(t - good + k + 1, float(journal.loss[k - good]), max(used.values()))
+            for k in range(t - good, min(t, steps)):
+                tick(k + 1, float(journal.loss[k]), max(used.values()))
         except KeyboardInterrupt:
+            if t > steps:  # nothing is left to cut here; a pending interrupt cuts the next run
+                break
             checkpoint.save(now)
             failure = Failure(Status.INTERRUPTED, "Ctrl-C", t)
             break
