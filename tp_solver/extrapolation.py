@@ -326,7 +326,7 @@ def _details(nets: _Nets, fits: Mapping[str, WidthFit]) -> dict[str, Any]:
     out: dict[str, Any] = {"widths": list(nets.design.widths), "seeds": list(nets.design.seeds)}
     out["p_values"] = {name: fit.p_value if np.isfinite(fit.p_value) else None for name, fit in fits.items()}
     out["orders"] = {name: fit.order for name, fit in fits.items()}
-    out["rms_c"] = {name: _rms(fit.coefficient) for name, fit in fits.items()}
+    out["rms_c"] = {name: _rms(fit.coefficient) for name, fit in fits.items() if np.size(fit.coefficient)}
     for name in ("loss", "loss_test"):
         if name in fits:
             out[f"direct_{name}"] = [float(fits[name].limit[-1]), float(fits[name].stderr[-1])]

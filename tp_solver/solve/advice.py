@@ -188,7 +188,8 @@ def try_march(theory: LimitEquations, task: Task, gamma0: float, dtype: str, see
     if isinstance(training, GradientFlow):
         training = replace(training, time=training.time * steps / training.steps)
     short, log, tol = replace(theory, training=replace(training, steps=steps)), _Log(), tolerance_for(SAMPLES)
-    sol = solve_march(short, task, gamma0, SAMPLES, None, 2, seed, March(tol=tol, dtype=dtype, recorded=(0,)), None, log)
+    method = March(tol=tol, dtype=dtype, recorded=(0,), tested=(0, steps))
+    sol = solve_march(short, task, gamma0, SAMPLES, None, 2, seed, method, None, log)
     main, half = log.of(MAIN), log.of(HALF)
     other = log.of(FINE if FINE in log.groups else COARSE)
     settings = ((SAMPLES, main), (SAMPLES // 2, half), (SAMPLES // 2, other))

@@ -191,8 +191,8 @@ def march(
         if t > steps or checkpoint.due:
             checkpoint.save(now)
         try:
-            for k in range(t - good, min(t, steps)):
-                tick(k + 1, float(journal.loss[k]), max(used.values()))
+            for k, each in zip(range(t - good, min(t, steps)), moments.used, strict=False):
+                tick(k + 1, float(journal.loss[k]), int(max(each)))
         except KeyboardInterrupt:
             if t > steps:  # nothing is left to cut here; a pending interrupt cuts the next run
                 break
