@@ -13,7 +13,7 @@ import sympy as sp
 
 from tp_solver.kernel_regime.fields import Gaussian, Term
 from tp_solver.kernel_regime.pairs import Pairs, Positions, sides, variances
-from tp_solver.kernel_regime.recording import opening
+from tp_solver.kernel_regime.recording import Kind, piece
 from tp_solver.numerics.duals import dual, dual_function, in_closed_form
 
 SLACK = 1.5
@@ -88,7 +88,7 @@ def _together(functions: tuple[tuple[sp.Expr, sp.Expr, float], ...], kept: Posit
         found = ((dual_function(*f)(*own), dual_function(*f)(*cross)) for f in functions)
         return tuple(Pairs(both[: len(left[0])], both[len(left[0]) :], crossed) for both, crossed in found)
 
-    return opening()(evaluated)
+    return piece(Kind.EXPECTATION)(evaluated)
 
 
 def _arguments(u: Pairs | None, v: Pairs | None, c: Pairs | None, like: Pairs, kept: Positions) -> Pairs:

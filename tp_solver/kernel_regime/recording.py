@@ -1,15 +1,16 @@
 """A computation with moments written down once, and replayed on block after block as few compiled functions.
 
 A piece is a function of moments (:mod:`tp_solver.kernel_regime.pairs`). On numpy arrays it runs as it stands, on jax arrays compiled; on
-what is yet to come it writes itself down. The record is cut into segments: a piece that opens one, and those merged with it, which work
-entry by entry and so cost no pass through memory of their own. Segments that do the same to their arguments share a compilation,
-whatever their numbers are: the layers of a deep net are compiled once.
+what is yet to come it writes itself down. The record is cut into segments, each around an expectation or a piece that mixes entries, and
+a last one; pieces that work entry by entry cost no pass through memory of their own, but are done where they are first needed. Segments
+that do the same to their arguments share a compilation, whatever their numbers are: the layers of a deep net are compiled once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache, wraps
 from operator import getitem
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +22,15 @@ import numpy as np
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Kind(Enum):
+    """What a piece does, which says where it is compiled."""
+
+    ENTRYWISE = "entry by entry"  # with what needs it first
+    EXPECTATION = "expectation"  # at the head of a segment, with what it needs
+    MIXING = "mixing"  # at the head of a segment; reads entries more than once, so that what it needs is computed before
+    PART = "part"  # with that of which it is a part
+
+
 @dataclass(frozen=True)
 class Later:
     """The result of a step that is yet to run."""
@@ -29,14 +39,14 @@ class Later:
     place: int
 
     def __getitem__(self, k: int) -> Later:
-        return self.record.noted(getitem, False, (self, k))
+        return self.record.noted(getitem, Kind.PART, (self, k))
 
 
 class Step(NamedTuple):
     """A piece, and the flat list of its arguments: results to come, numbers, and what is the same for all blocks."""
 
     piece: Callable[..., Any]
-    opens: bool
+    kind: Kind
     leaves: tuple[Any, ...]
     structure: Hashable
 
@@ -53,42 +63,38 @@ class Record:
         self.steps: list[Step] = []
         self._places: dict[Step, int] = {}
 
-    def noted(self, piece: Callable[..., Any], opens: bool, arguments: tuple[Any, ...]) -> Later:
+    def noted(self, piece: Callable[..., Any], kind: Kind, arguments: tuple[Any, ...]) -> Later:
         """The result of a piece; of one that is noted already, the same."""
         leaves, structure = jax.tree.flatten(arguments)
-        step = Step(piece, opens, tuple(leaves), structure)
+        step = Step(piece, kind, tuple(leaves), structure)
         if step not in self._places:
             self._places[step] = self.arguments + len(self.steps)
             self.steps.append(step)
         return Later(self, self._places[step])
 
 
-def opening(static: tuple[int, ...] = ()) -> Callable[[F], F]:
-    """A piece that opens a segment: an expectation, or one that mixes entries."""
-    return _piece(static, True)
+def piece(kind: Kind, static: tuple[int, ...] = ()) -> Callable[[F], F]:
+    """Makes a piece of a function of moments.
 
+    Args:
+        static: positions of the arguments that are no arrays or numbers.
+    """
 
-def merged(static: tuple[int, ...] = ()) -> Callable[[F], F]:
-    """A piece that works entry by entry, done together with what comes before it."""
-    return _piece(static, False)
-
-
-def _piece(static: tuple[int, ...], opens: bool) -> Callable[[Any], Any]:
     def made(function: Callable[..., Any]) -> Callable[..., Any]:
         compiled = jax.jit(function, static_argnums=static)
 
         @wraps(function)
-        def piece(*arguments: Any) -> Any:
+        def called(*arguments: Any) -> Any:
             leaves = jax.tree.leaves([a for k, a in enumerate(arguments) if k not in static])
             if later := next((leaf for leaf in leaves if isinstance(leaf, Later)), None):
-                return later.record.noted(function, opens, arguments)
+                return later.record.noted(function, kind, arguments)
             if any(isinstance(leaf, jax.Array) for leaf in leaves):
                 return compiled(*arguments)
             return function(*arguments)
 
-        return piece
+        return called
 
-    return made
+    return made  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -157,14 +163,32 @@ def replay(computation: Callable[..., Any], arguments: int, dtype: np.dtype) -> 
     record = Record(arguments)
     leaves, structure = jax.tree.flatten(computation(*(Later(record, k) for k in range(arguments))))
     wanted = tuple(leaf.place for leaf in leaves)
-    groups: list[list[int]] = []
-    for place in _needed(record, wanted):
-        if not groups or record.steps[place - arguments].opens:
-            groups.append([])
-        groups[-1].append(place)
+    groups = _grouped(record, wanted)
     last = {k: n for n, group in enumerate(groups) for place in group for k in record.steps[place - arguments].needs}
     last |= dict.fromkeys(wanted, len(groups))
     return Replay(tuple(_call(record, group, n, last, dtype) for n, group in enumerate(groups)), wanted, structure)
+
+
+def _grouped(record: Record, wanted: Iterable[int]) -> list[list[int]]:
+    """The places of the steps of each segment."""
+    needed = _needed(record, wanted)
+    steps = {place: record.steps[place - record.arguments] for place in needed}
+    heads = [place for place in needed if steps[place].kind in (Kind.EXPECTATION, Kind.MIXING)]
+    at = {place: n for n, place in enumerate(heads)}
+    earliest: dict[int, int] = {}
+    for place in needed:
+        earliest[place] = at.get(place, max((earliest.get(k, 0) for k in steps[place].needs), default=0))
+    groups: list[list[int]] = [[] for _ in (*heads, None)]
+    users: dict[int, set[int]] = {place: set() for place in needed} | {place: {len(heads)} for place in wanted}
+    for place in reversed(needed):
+        step, n = steps[place], earliest[place]
+        if step.kind is Kind.ENTRYWISE:
+            # where it is first needed, or before if others need it too: else that one would not be as the others are
+            n = max(n, min(users[place]) - (len(users[place]) > 1))
+        groups[n].insert(0, place)
+        for k in step.needs:
+            users.setdefault(k, set()).add(max(n - (step.kind is Kind.MIXING), 0))
+    return [group for group in groups if group]
 
 
 def _needed(record: Record, wanted: Iterable[int]) -> list[int]:
@@ -194,7 +218,7 @@ def _call(record: Record, group: list[int], n: int, last: dict[int, int], dtype:
     leaving = [place for place in group if last[place] > n]
     done = tuple(k for k in given if last[k] == n)
     segment = Segment(named_steps, tuple(own[place] for place in leaving))
-    return Call(segment, tuple(given), jnp.asarray(numbers, dtype), tuple(leaving), done)
+    return Call(segment, tuple(given), jnp.asarray(np.asarray(numbers, dtype)), tuple(leaving), done)
 
 
 @lru_cache(maxsize=512)
