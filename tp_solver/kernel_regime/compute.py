@@ -30,6 +30,8 @@ from tp_solver.program.statements import Program
 DTYPES = ("float64", "float32")
 FAST_BYTES = 2**19
 """Size of one array of a block: what a core keeps at hand."""
+GRID_BYTES = 2**21
+"""The same over a grid, where a block takes more pieces. Arrays much larger come anew from the system, page by page, at every piece."""
 LIVE_ARRAYS = 12
 """Arrays of the size of a block that a compiled block holds at once, a generous count."""
 SURVEYED = 16
@@ -237,8 +239,7 @@ class _Job(NamedTuple):
                 "memory", f"a need of {per_pair / 2**30:.3g} GiB for one pair of inputs", f"at most {self.memory:g} GiB",
                 "cut the positions by a stride or pooling of the inputs, take dtype='float32', or raise memory",
             )  # fmt: skip
-        # pairs of positions have work enough in a handful of inputs
-        wanted = max((FAST_BYTES / self._pair_bytes) ** 0.5, 8 if self.ready.kept.axes else 64)
+        wanted = ((GRID_BYTES if self.ready.kept.axes else FAST_BYTES) / self._pair_bytes) ** 0.5
         side = _power_of_two_below(max(1.0, min(wanted, (budget / per_pair) ** 0.5)))
         if self.ready.kept.axes:
             return min(side, self.shape[0]), min(side, self.shape[1])
