@@ -19,8 +19,9 @@ import numpy as np
 from tp_solver import checks
 from tp_solver.errors import BudgetError, InputError, RangeError
 from tp_solver.kernel_regime.constants import numeric_constants
-from tp_solver.kernel_regime.pairs import Pairs
+from tp_solver.kernel_regime.pairs import Pairs, stacked
 from tp_solver.kernel_regime.propagation import LayerKernels, Propagation
+from tp_solver.kernel_regime.recording import Replay, replay
 from tp_solver.limit.spec import limit_spec
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.positions import channels_of
@@ -29,6 +30,8 @@ from tp_solver.program.statements import Program
 DTYPES = ("float64", "float32")
 FAST_BYTES = 2**19
 """Size of one array of a block: what a core keeps at hand."""
+GRID_BYTES = 2**21
+"""The same over a grid, where a block takes more pieces. Arrays much larger come anew from the system, page by page, at every piece."""
 LIVE_ARRAYS = 12
 """Arrays of the size of a block that a compiled block holds at once, a generous count."""
 SURVEYED = 16
@@ -236,8 +239,7 @@ class _Job(NamedTuple):
                 "memory", f"a need of {per_pair / 2**30:.3g} GiB for one pair of inputs", f"at most {self.memory:g} GiB",
                 "cut the positions by a stride or pooling of the inputs, take dtype='float32', or raise memory",
             )  # fmt: skip
-        # pairs of positions have work enough in a handful of inputs
-        wanted = max((FAST_BYTES / self._pair_bytes) ** 0.5, 8 if self.ready.kept.axes else 64)
+        wanted = ((GRID_BYTES if self.ready.kept.axes else FAST_BYTES) / self._pair_bytes) ** 0.5
         side = _power_of_two_below(max(1.0, min(wanted, (budget / per_pair) ** 0.5)))
         if self.ready.kept.axes:
             return min(side, self.shape[0]), min(side, self.shape[1])
@@ -256,11 +258,13 @@ class _Job(NamedTuple):
 
     def blocks(self) -> Iterator[Block]:
         (height, breadth), (n1, n2) = self.sides, self.shape
+        block = _block(self.ready, self.layers, self.x1.dtype)
         for i in range(0, n1, height):
+            rows = slice(i, min(i + height, n1))
             for j in range(i if self.symmetric else 0, n2, breadth):
-                rows, columns = slice(i, min(i + height, n1)), slice(j, min(j + breadth, n2))
+                columns = slice(j, min(j + breadth, n2))
                 with jax.enable_x64(True):
-                    found = _block(self.ready, self.layers, _padded(self.x1[rows], height), _padded(self.x2[columns], breadth))
+                    found = block(_padded(self.x1[rows], height), _padded(self.x2[columns], breadth))
                     cut = (..., slice(0, rows.stop - i), slice(0, columns.stop - j))
                     same = self.symmetric and i == j
                     arrays = {name: _exact_diagonal(values, same)[cut] for name, values in found.items()}
@@ -316,15 +320,19 @@ def _ready(net: Program, parameterization: Parameterization, dimension: int, low
     return ready
 
 
-def _block(ready: Propagation, layers: bool, x1: jax.Array, x2: jax.Array) -> dict[str, Pairs]:
-    """The kernels of one block, each with the diagonal of the rows' own moments."""
-    found = ready.kernels(ready.data(x1, x2), layers)
-    out = {"nngp": found.nngp, "ntk": found.ntk}
-    if layers:
-        for name, stack in (("Phi", found.Phi), ("G", found.G)):
-            out[name] = Pairs(*(jnp.stack(list(parts)) for parts in zip(*stack, strict=True)))
-        out |= {f"{PART}{m}": part for m, part in found.parts.items()}
-    return out
+@lru_cache(maxsize=64)
+def _block(ready: Propagation, layers: bool, dtype: np.dtype) -> Replay:
+    """The kernels of one block of inputs x1, x2 by name, each with the diagonal of the rows' own moments."""
+
+    def kernels(x1: jax.Array, x2: jax.Array) -> dict[str, Pairs]:
+        found = ready.kernels(ready.data(x1, x2), layers)
+        out = {"nngp": found.nngp, "ntk": found.ntk}
+        if layers:
+            out |= {"Phi": stacked(found.Phi), "G": stacked(found.G)} | {f"{PART}{m}": part for m, part in found.parts.items()}
+        return out
+
+    with jax.enable_x64(True):
+        return replay(kernels, 2, dtype)
 
 
 def _range(net: Program, *sets: np.ndarray) -> tuple[int, int]:

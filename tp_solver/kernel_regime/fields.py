@@ -25,7 +25,7 @@ from tp_solver.program.statements import X as INPUTS
 from tp_solver.symbols.activation import X
 
 Gaussian = tuple[tuple[str, float], ...]
-"""A linear combination of atoms: (variable, coefficient), sorted by name. Empty: none."""
+"""A linear combination of atoms: (variable, coefficient), sorted by length of name, then name. Empty: none."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,8 @@ def _merged(parts: Iterable[tuple[Gaussian, float]]) -> Gaussian:
     for g, scale in parts:
         for v, c in g:
             total[v] += scale * c
-    return tuple((v, c) for v, c in sorted(total.items()) if c)
+    # v9 before v10, so that all layers read alike
+    return tuple((v, c) for v, c in sorted(total.items(), key=lambda atom: (len(atom[0]), atom[0])) if c)
 
 
 def _collected(terms: list[Term]) -> Field:

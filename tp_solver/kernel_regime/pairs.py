@@ -6,14 +6,17 @@ mixes them ("all pairs"); one position i = j where nothing does ("same position"
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import prod
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from tp_solver.kernel_regime.recording import Kind, piece
 from tp_solver.program.positions import Grid, Padding, Window
 
 Array = jax.Array
@@ -44,7 +47,7 @@ class Positions(NamedTuple):
         return self.rank * (2 if self.all_pairs else 1)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
+@piece(Kind.MIXING, static=(2, 3))
 def inputs(x1: Array, x2: Array, grid: Grid, kept: Positions) -> Pairs:
     """x . x' over channels, for inputs (n, D) of both sets."""
     if not grid:
@@ -60,55 +63,74 @@ def inputs(x1: Array, x2: Array, grid: Grid, kept: Positions) -> Pairs:
     )
 
 
-@partial(jax.jit, static_argnums=1)
+@piece(Kind.ENTRYWISE, static=(1,))
 def constant(like: Pairs, kept: Positions) -> Pairs:
-    """Ones, the same at all positions, for the points of ``like``."""
-    return like.mapped(lambda a: jnp.ones(a.shape[: a.ndim - kept.axes] + (1,) * kept.axes, a.dtype))
+    """Ones, the same at all positions, for the points of ``like``; of all pairs one entry, to be broadcast."""
+    left, right = (_module(a).ones((len(a),) + (1,) * kept.axes, a.dtype) for a in (like.left, like.right))
+    return Pairs(left, right, _module(like.cross).ones((1, 1) + (1,) * kept.axes, like.cross.dtype))
 
 
-@jax.jit
+@piece(Kind.ENTRYWISE, static=(1,))
+def vanishing(like: Pairs, kept: Positions) -> Pairs:
+    """Zeros without positions, for the points of ``like``."""
+    return like.mapped(lambda a: _module(a).zeros(a.shape[: a.ndim - kept.axes], a.dtype))
+
+
+def _module(a: Array) -> ModuleType:
+    """What makes arrays of the same kind."""
+    return np if isinstance(a, np.ndarray) else jnp
+
+
+@piece(Kind.ENTRYWISE)
 def scaled(factor: float, moments: Pairs) -> Pairs:
     """A multiple."""
     return moments.mapped(lambda a: factor * a)
 
 
-@jax.jit
+@piece(Kind.ENTRYWISE)
 def times(one: Pairs, two: Pairs, factor: float) -> Pairs:
     """A multiple of the product entry by entry, in one pass through memory."""
     return Pairs(*(factor * a * b for a, b in zip(one, two, strict=True)))
 
 
-@jax.jit
+@piece(Kind.ENTRYWISE)
 def total(terms: Sequence[Pairs]) -> Pairs:
     """The sum of one or more."""
     return Pairs(*(sum(parts[1:], start=parts[0]) for parts in zip(*terms, strict=True)))
 
 
-@partial(jax.jit, static_argnums=2)
+@piece(Kind.MIXING, static=(2,))
 def contracted(one: Pairs, two: Pairs, kept: Positions) -> Pairs:
     """Products summed over the positions that are kept."""
     axes = tuple(range(-kept.axes, 0))
     return Pairs(*(jnp.sum(a * b, axis=axes) for a, b in zip(one, two, strict=True)))
 
 
-@jax.jit
+@piece(Kind.ENTRYWISE)
 def tangent(terms: Sequence[tuple[float, Sequence[Sequence[Pairs]]]]) -> Pairs:
     """The sum of rate times products, over terms (rate, products of factors): one pass through memory."""
 
     def part(k: int) -> Array:
-        return jnp.asarray(sum(rate * sum(prod(f[k] for f in factors) for factors in uses) for rate, uses in terms))
+        products: Iterable[Any] = (rate * sum(prod(f[k] for f in factors) for factors in uses) for rate, uses in terms)
+        return sum(products)
 
     return Pairs(part(0), part(1), part(2))
 
 
-@partial(jax.jit, static_argnums=1)
+@piece(Kind.ENTRYWISE)
+def stacked(moments: Sequence[Pairs]) -> Pairs:
+    """One axis more, in front."""
+    return Pairs(*(jnp.stack(list(parts)) for parts in zip(*moments, strict=True)))
+
+
+@piece(Kind.MIXING, static=(1,))
 def summed(moments: Pairs, kept: Positions) -> Pairs:
     """The sum over equal positions."""
     axes = tuple(range(-kept.rank, 0))
     return moments.mapped(lambda a: jnp.sum(same_position(a, kept), axis=axes))
 
 
-@partial(jax.jit, static_argnums=1)
+@piece(Kind.MIXING, static=(1,))
 def averaged_over_positions(moments: Pairs, kept: Positions) -> Pairs:
     """The mean over equal positions."""
     axes = tuple(range(-kept.rank, 0))
@@ -139,7 +161,7 @@ def sides(kept: Positions) -> tuple[Callable[[Array], Array], Callable[[Array], 
     return (lambda q: q.reshape(*q.shape, *single)), (lambda q: q.reshape(q.shape[0], *single, *q.shape[1:]))
 
 
-@partial(jax.jit, static_argnums=(0, 2, 3))
+@piece(Kind.MIXING, static=(0, 2, 3))
 def through(window: Window, moments: Pairs, kept: Positions, transpose: bool) -> Pairs:
     """What a matrix seen through a window does to the moments of its argument, its scale apart: the mean over offsets a of the
     moments at (i + a, j + a). Transposed, the adjoint of that linear map. Without axes of positions all of them are the same."""
@@ -151,7 +173,7 @@ def through(window: Window, moments: Pairs, kept: Positions, transpose: bool) ->
     return moments.mapped(lambda a: _adjoint(seen, a, window.inputs * (2 if kept.all_pairs else 1)))
 
 
-@partial(jax.jit, static_argnums=(0, 2, 3, 4))
+@piece(Kind.MIXING, static=(0, 2, 3, 4))
 def averaged(window: Window, moments: Pairs, kept: Positions, first: bool, transpose: bool) -> Pairs:
     """The mean over a window of the first (second) position; transposed, the adjoint of that linear map."""
     if kept.rank == 0:

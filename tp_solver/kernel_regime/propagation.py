@@ -6,12 +6,11 @@ tangent kernel of its own: that of a matrix is <adjoint adjoint'> <input input'>
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tp_solver import checks
@@ -30,6 +29,8 @@ from tp_solver.kernel_regime.pairs import (
     summed,
     tangent,
     through,
+    total,
+    vanishing,
 )
 from tp_solver.limit.transposition import COTANGENT, Backward, Pair, transpose
 from tp_solver.program.statements import ONE, Pool, Program, X
@@ -94,42 +95,43 @@ class Propagation:
         length by it. One position is enough: variances are largest where all positions hold the same."""
 
         with jax.enable_x64(True):
-            q = jnp.asarray(squared_lengths, jnp.float64)
-            self.concrete(Pairs(q, q[:1], jnp.sqrt(q)[:, None] * jnp.sqrt(q)[:1]))
+            q: Any = np.asarray(squared_lengths, np.float64)
+            self.concrete(Pairs(q, q[:1], np.sqrt(q)[:, None] * np.sqrt(q)[:1]))
 
     def concrete(self, data: Pairs, layers: bool = True) -> LayerKernels:
-        """Kernels of a program without a grid from float64 arrays, which are noted in the survey."""
+        """Kernels of a program without a grid from float64 numpy arrays, which are noted in the survey."""
         return self._kernels(data, Positions(0, False), Concrete(self.seen), layers)
 
     def kernels(self, data: Pairs, layers: bool = True) -> LayerKernels:
         """Kernels of inputs with these products; traceable by jax, once :meth:`survey` has seen inputs of that size.
 
-        Called on arrays it compiles the pieces of a layer, which all layers share; compiled as a whole, every layer of its own.
+        Compiled as a whole every layer is compiled of its own; recorded (:mod:`tp_solver.kernel_regime.recording`) all layers share.
         """
         return self._kernels(data, self.kept, Traced(self.seen), layers)
 
     def _kernels(self, data: Pairs, kept: Positions, expectations: Expectations, layers: bool) -> LayerKernels:
         ones = constant(data, kept)
         moments = Moments(self.reading, {X: data, ONE: ones, COTANGENT: ones}, self.scales, kept, expectations)
-        flat = data.mapped(lambda a: jnp.zeros(a.shape[: a.ndim - kept.axes], a.dtype))
-
+        flat = vanishing(data, kept)  # constants have one entry for all pairs: what is returned takes the shape of this
         uses: dict[str, list[Factors]] = {m.name: [] for m in self.program.matrices}
         for p, q in self._pairs_of_uses():
             uses[p.matrix] += self._factors(moments, p, q, kept)
-        parts = {name: tangent(((self.rates[name], tuple(uses[name])),)) if uses[name] else flat for name in uses} if layers else {}
-        every = tuple((self.rates[name], tuple(factors)) for name, factors in uses.items() if factors)
+
+        def kernel(names: Iterable[str]) -> Pairs:
+            terms = tuple((self.rates[name], tuple(uses[name])) for name in names if uses[name])
+            return total((tangent(terms), flat)) if terms else flat
 
         def own(variable: str, over_positions: Callable[[Pairs, Positions], Pairs]) -> Pairs:
             found = moments.of(variable, variable)
-            return flat if found is None else over_positions(found, kept) if kept.axes else found
+            return flat if found is None else total((over_positions(found, kept) if kept.axes else found, flat))
 
         reported = self.program.layers if layers else ()
         return LayerKernels(
             nngp=own(self.program.output, summed),
-            ntk=tangent(every) if every else flat,
+            ntk=kernel(uses),
             Phi=tuple(own(v.post, averaged_over_positions) for v in reported),
             G=tuple(own(self.backward.adjoints.get(v.pre, ""), summed) for v in reported),
-            parts=parts,
+            parts={name: kernel([name]) for name in uses} if layers else {},
         )
 
     def _pairs_of_uses(self) -> Iterator[tuple[Pair, Pair]]:
@@ -189,7 +191,8 @@ def propagate(program: Program, scales: Mapping[str, float], rates: Mapping[str,
     ready = Propagation(program, scales, rates)
     gram = covariance_matrix("gram", gram)
     with jax.enable_x64(True):
-        found = ready.concrete(Pairs(*(jnp.asarray(a) for a in (gram.diagonal(), gram.diagonal(), gram))))
+        data: Any = (gram.diagonal(), gram.diagonal(), gram)
+        found = ready.concrete(Pairs(*data))
     whole: Any = jax.tree.map(_symmetric, found, is_leaf=lambda x: isinstance(x, Pairs))
     return InitialKernels(whole.Phi, whole.G, whole.parts, whole.nngp)
 

@@ -60,6 +60,11 @@ def dual_function(f: sp.Expr, g: sp.Expr, largest: float) -> Expectation:
     return _floating(_differentiated(f, g, largest, rule))
 
 
+def in_closed_form(f: sp.Expr, g: sp.Expr) -> bool:
+    """Whether E[f(a) g(b)] is known in closed form, so that no length of a series depends on the variances."""
+    return _tabled(f, g) is not None
+
+
 def dual(f: sp.Expr, g: sp.Expr, q: Any, qp: Any, c: Any) -> np.ndarray:
     """E[f(a) g(b)] for (a, b) ~ N(0, [[q, c], [c, qp]]), entry by entry: :func:`dual_function` of checked arrays.
 
