@@ -3,7 +3,8 @@
 Three hidden tanh layers in muP, gamma0 = 1, scikit-learn's digits, full batches: two classes with squared error (one output) and ten
 with cross-entropy. Errors are standard errors of predictions on 100 other images after training, in units of their rms size, as
 ``tp.solve`` and ``tp.extrapolate`` report them. Both are run at two settings; a power law through those of the march, and the law
-1 / error^2 for the nets (with at least four seeds of the widest), give the processor seconds for the wanted error. Seconds are those
+1 / error^2 for the nets (with at least four seeds of the widest), give the processor seconds for the wanted error. "Unresolved": more
+directions than an eighth of the 2 048 samples, so that ``tp.solve`` would end as ``rank_saturated``. Seconds are those
 of one thread, compilation apart, taken in one run.
 
     python benchmarks/who_wins.py [--quick] [--points 10 40 160] [--outputs 1 10]
@@ -71,31 +72,37 @@ def relative(sol: tp.Solution) -> float:
 
 @dataclass(frozen=True)
 class Marched:
-    """The march at two sample counts: error and seconds of each, and the ranks of the second."""
+    """The march at two sample counts: error and seconds of each, whether its directions are resolved, and their number at the last."""
 
     errors: tuple[float, ...]
     seconds: tuple[float, ...]
+    resolved: tuple[bool, ...]
     rank: int
 
     def cost(self, error: float) -> float:
-        """Seconds for an error, by the power law through both; that of the smaller count at least."""
+        """Seconds for an error, by the power law through both, at least those of the fewest samples that resolve all directions."""
+        if not any(self.resolved):
+            return np.inf
         slope = np.log(self.seconds[1] / self.seconds[0]) / np.log(self.errors[0] / self.errors[1])
         if not (np.isfinite(slope) and slope > 0):
             return np.inf
-        return max(self.seconds[0], self.seconds[1] * (self.errors[1] / error) ** slope)
+        return max(self.seconds[self.resolved.index(True)], self.seconds[1] * (self.errors[1] / error) ** slope)
 
 
 def march(case: Case, counts: tuple[int, int]) -> Marched:
     """``tp.solve`` with its tolerance tied to the samples, and test points predicted at the first and the last time, as by the nets."""
     theory, task = case.theory, case.task
-    errors, seconds, rank = [], [], 0
+    errors, seconds, resolved, rank = [], [], [], 0
     for samples in counts:
         method = tp.March(tol=8 / samples, recorded=(0,), tested=(0, case.steps))
         sol, took = timed(partial(tp.solve, theory, task, 1.0, samples, method=method, progress=False))
         errors.append(relative(sol))
         seconds.append(took)
+        resolved.append(sol.status is not tp.Status.RANK_SATURATED)
         rank = max(sol.details["ranks"].values())
-    return Marched(tuple(errors), tuple(seconds), rank)
+        if rank > samples / 2:  # hopeless, and the next one dear
+            break
+    return Marched(tuple(errors), tuple(seconds), tuple(resolved), rank)
 
 
 @dataclass(frozen=True)
@@ -150,13 +157,15 @@ def main() -> None:
                 said = advice.advise_from(trial, case.theory, case.task, error, "float64")
                 a, b = marched.cost(error), trained.cost(error)
                 winner = "march" if a < b else "extrapolate"
+                by = f", {max(a, b) / min(a, b):.2g}" if np.isfinite(a) else ""
+                marches = f"{a:.2g}" if np.isfinite(a) else "unresolved"
                 print(
-                    f"| {P} | {K} | {error:g} | {a:.2g} | {b:.2g} | {winner}, {max(a, b) / min(a, b):.2g} | {said.march_seconds:.2g} |"
+                    f"| {P} | {K} | {error:g} | {marches} | {b:.2g} | {winner}{by} | {said.march_seconds:.2g} |"
                     f" {said.nets_seconds:.2g} | {said.method} | {marched.rank}, {per_sample:.0f} |",
                     flush=True,
                 )
             pairs = [f"{e:.4f} in {s:.2g} s" for e, s in zip(marched.errors, marched.seconds, strict=True)]
-            slope = np.log(marched.errors[0] / marched.errors[1]) / np.log(counts[1] / counts[0])
+            slope = np.log(marched.errors[0] / marched.errors[-1]) / np.log(counts[1] / counts[0])
             notes.append(
                 f"{P} points, {K} outputs: march {' and '.join(pairs)} (slope {slope:.2f}), foretold {trial.error:.4f} at {trial.samples}; "
                 f"nets {trained.error:.4f} in {trained.seconds:.2g} s, scatter {trained.scatter:.2f} / sqrt(N), {trained.check}"
