@@ -105,6 +105,19 @@ def test_progress_goes_to_stderr(small, tmp_path, capsys):
     assert "test loss" not in shown.out, "the task has no test labels"
 
 
+def test_a_target_in_place_of_samples(small, tmp_path, capsys):
+    out, more = tmp_path / "out", ["--set", "parameterization.preset=muP", "--set", "training.steps=2"]
+    small.write_text(SMALL + "[solve]\nrtol = 0.2\nreplicates = 2\n")
+    assert main(["solve", str(small), "--out", str(out), "--quiet", *more]) == 0
+    sol = load(out / "solution.npz")
+    assert sol.success and sol.details["rtol"] == 0.2 and sol.details["rounds"][-1]["error"] <= 0.2
+    assert config.read(out / "inputs.toml").options("solve") == {"rtol": 0.2, "replicates": 2}
+    for change in ("solve.replicates=1", "solve.method=fixed_point"):
+        assert main(["compare", str(small), "--out", str(tmp_path / "no"), *more, "--set", change]) == 2
+        assert "Error: solve.r" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
 # --set and exact numbers --------------------------------------------------------------------------------------------
 
 
@@ -189,6 +202,12 @@ WRONG = {
     "gamma0 negative": ("solve.gamma0=-1", "solve.gamma0", ""),
     "gamma0 zero for nets": ("solve.gamma0=0", "solve.gamma0", ""),
     "odd samples": ("solve.samples=101", "solve.samples", ""),
+    "target as text": ("solve.rtol=1%", "solve.rtol", ""),
+    "target zero": ("solve.rtol=0.0", "solve.rtol", ""),
+    "target nan": ("solve.rtol=nan", "solve.rtol", ""),
+    "target one": ("solve.rtol=1", "solve.rtol", "one percent"),
+    "a target and samples": ("solve.rtol=0.01", "solve.samples", "rtol chooses the samples"),
+    "misspelt target": ("solve.rtoll=0.01", "solve.rtoll", "'rtol'"),
     "widths as a number": ("simulate.widths=64", "simulate.widths", "["),
     "unclosed list": ("simulate.widths=[64", "simulate.widths", "["),
     "one width twice": ("simulate.widths=[64, 64]", "simulate.widths", ""),
