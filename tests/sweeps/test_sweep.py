@@ -41,9 +41,9 @@ def executions(monkeypatch):
     seen: list = []
     for kind in RUNS.values():
 
-        def counted(self, execute=kind.execute):
+        def counted(self, kept=None, execute=kind.execute):
             seen.append(self)
-            return execute(self)
+            return execute(self, kept)
 
         monkeypatch.setattr(kind, "execute", counted)
     return seen
@@ -286,11 +286,11 @@ def test_an_interrupt_takes_back_what_has_not_begun(tmp_path):
 def test_failed_points_keep_their_error_and_are_retried_alone(tmp_path, executions, monkeypatch):
     real, broken = EnsembleRun.execute, [0.2, 0.3]
 
-    def moody(self):
+    def moody(self, kept):
         if self.training.lr in broken:
             executions.append(self)
             raise tp.BudgetError("memory", 3, "at most 2 bytes", "use less") if self.training.lr == 0.2 else MemoryError("too much")
-        return real(self)
+        return real(self, kept)
 
     monkeypatch.setattr(EnsembleRun, "execute", moody)
     where, grid = tmp_path / "runs", {"lr": [0.1, 0.2, 0.3]}
@@ -343,10 +343,10 @@ def test_an_interrupted_solve_is_no_result(tmp_path, monkeypatch):
 def test_an_interrupt_leaves_the_finished_points(tmp_path, monkeypatch, executions):
     counted = EnsembleRun.execute
 
-    def interrupted(self):
+    def interrupted(self, kept):
         if len(executions) == 2:
             raise KeyboardInterrupt
-        return counted(self)
+        return counted(self, kept)
 
     monkeypatch.setattr(EnsembleRun, "execute", interrupted)
     where = tmp_path / "runs"

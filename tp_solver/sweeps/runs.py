@@ -27,8 +27,8 @@ from tp_solver.program.serialization import (
 from tp_solver.program.statements import Program
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientDescent, GradientFlow, Training
-from tp_solver.solve.dispatch import SAMPLES, check_target, solve
-from tp_solver.solve.methods import METHODS, March, Method
+from tp_solver.solve.dispatch import SAMPLES, check_target, chosen_method, solve
+from tp_solver.solve.methods import METHODS, Auto, March, Method
 from tp_solver.solve.solution import Solution, Status
 from tp_solver.storage import digest, save_ensemble, save_solution
 
@@ -82,17 +82,25 @@ class LimitRun:
         target = {} if self.rtol is None else {"rtol": self.rtol}  # left out where there is none: earlier names stay
         return {n: getattr(self, n) for n in ("gamma0", "samples", "replicates", "seed")} | {"method": method} | target
 
-    def execute(self) -> Solution:
+    def execute(self, kept: Path | None = None) -> Solution:
         """Derive and solve.
+
+        Args:
+            kept: folder of this run alone, made when it is needed, in which a march keeps how far it has come and goes on from there.
 
         Raises:
             TPError: as ``limit`` and ``solve``.
             KeyboardInterrupt: if interrupted; the steps done so far are no result of a sweep.
         """
         theory = limit(self.net, self.parameterization, self.training)
+        if not isinstance(chosen_method(theory, self.gamma0, self.method), (March, Auto)):
+            kept = None  # nothing else takes long enough
+        if kept is not None:
+            kept.mkdir(exist_ok=True)
         solution = solve(
-            theory, self.task, self.gamma0, self.samples, self.replicates, self.seed, self.method, progress=False, rtol=self.rtol
-        )
+            theory, self.task, self.gamma0, self.samples, self.replicates, self.seed, self.method,
+            progress=False, checkpoint=kept, rtol=self.rtol,
+        )  # fmt: skip
         if solution.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
         return solution
@@ -148,8 +156,11 @@ class EnsembleRun:
         plain = {n: getattr(self, n) for n in ("gamma0", "centred", "seed", "dtype", "memory")}
         return plain | {n: list(getattr(self, n)) for n in ("widths", "seeds", "times")}
 
-    def execute(self) -> Ensemble:
+    def execute(self, kept: Path | None = None) -> Ensemble:
         """Draw and train the nets.
+
+        Args:
+            kept: as for :meth:`LimitRun.execute`, not used: nets that were cut are trained again.
 
         Raises:
             TPError: as ``simulate``.
