@@ -13,6 +13,7 @@ from tp_solver.errors import RangeError
 from tp_solver.numerics.basis import Basis
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
 from tp_solver.numerics.sites import Placement
+from tp_solver.solve.agreement import agreed_interrupt
 from tp_solver.solve.checkpoint import Checkpoint
 from tp_solver.solve.journal import Journal, Midway
 from tp_solver.solve.layout import ABOVE, BELOW, Columns, Home, Layout
@@ -177,9 +178,7 @@ def march(
             break
         if checkpoint.due:
             checkpoint.save(now)
-        try:
-            tick(t + 1, loss, max(used.values()))
-        except KeyboardInterrupt:
+        if agreed_interrupt(tick, t + 1, loss, max(used.values())):
             checkpoint.save(now)
             failure = Failure(Status.INTERRUPTED, "Ctrl-C", t + 1)
             break
