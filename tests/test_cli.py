@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -116,6 +120,33 @@ def test_a_target_in_place_of_samples(small, tmp_path, capsys):
         assert main(["compare", str(small), "--out", str(tmp_path / "no"), *more, "--set", change]) == 2
         assert "Error: solve.r" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+FIRST_STEP = """
+import os, sys, time
+from tp_solver.cli import main
+from tp_solver.solve.progress import Watch
+
+def first(self, step, loss, rank):
+    print(step, file=sys.stderr, flush=True)
+    os._exit(0)
+
+Watch.__call__ = first
+main(["demo", "--out", sys.argv[1]])
+"""
+
+
+@pytest.mark.slow
+def test_the_demo_takes_its_first_step_soon(tmp_path, record_property):
+    """From the start of a process to the end of the first step, imports, derivation and compilation included; the second of two
+    processes, so that files are in memory. In processor time, as others may keep the machine busy: alone, it takes no longer."""
+    for _ in range(2):
+        start, before = time.monotonic(), os.times()
+        done = subprocess.run([sys.executable, "-c", FIRST_STEP, str(tmp_path)], capture_output=True, text=True, timeout=120)
+        seconds, after = time.monotonic() - start, os.times()
+        assert done.returncode == 0 and done.stderr.splitlines()[-1] == "1", done.stderr[-2000:]
+    record_property("seconds_to_the_first_step", seconds)
+    assert after.children_user + after.children_system - before.children_user - before.children_system <= 15
 
 
 # --set and exact numbers --------------------------------------------------------------------------------------------

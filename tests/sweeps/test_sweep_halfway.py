@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,34 @@ def test_a_killed_point_goes_on_where_it_was(tmp_path, written, uninterrupted):
     kept = sorted((where / f".{FIRST.name}.march").iterdir(), key=lambda p: p.stat().st_mtime_ns)
     assert len(kept) == 2
     assert_gone_on(where, *kept, 2, written, uninterrupted)
+
+
+def begun(where):
+    """The checkpoints that are there."""
+    try:
+        return {*where.glob(".*.march/march-*.npz")}
+    except FileNotFoundError:  # a point has been finished meanwhile
+        return set()
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_of_marches(tmp_path, uninterrupted):
+    """Ten sweeps, each killed twice and then finished: as often as not in the middle of a replicate."""
+    script, rng, halfway = Path(__file__).with_name("sweep_problems.py"), random.Random(5), 0
+    for k in range(10):
+        where = tmp_path / f"runs{k}"
+        for _ in range(2):
+            before = begun(where)
+            process = subprocess.Popen([sys.executable, str(script), str(where), "marching", "1000"], stderr=subprocess.DEVNULL)
+            while process.poll() is None and begun(where) <= before:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0.0, 0.5))
+            process.kill()
+            process.wait()
+            halfway += any(where.glob(".*.march/*"))
+        assert sweep(MARCHES, GAMMAS, where).status().complete
+        assert files(where) == uninterrupted
+    assert halfway >= 5
 
 
 def test_an_interrupted_point_goes_on_where_it_was(interrupted, written, uninterrupted):
