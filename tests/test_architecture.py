@@ -274,11 +274,11 @@ def test_import_changes_no_jax_setting():
 
 
 def test_import_is_quick(record_property):
-    """The promise is one second on an idle machine; the bound here allows for a busy one, in processor time, best of three."""
+    """In processor time, best of three: others may keep the machine busy."""
     runs = [probe(k) for k in range(3)]
     record_property("import_cpu_seconds", min(r["cpu"] for r in runs))
     record_property("import_wall_seconds", min(r["wall"] for r in runs))
-    assert min(r["cpu"] for r in runs) <= 2.0
+    assert min(r["cpu"] for r in runs) <= 1.0
 
 
 # the public names ---------------------------------------------------------------------------------------------------

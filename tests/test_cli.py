@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -105,6 +109,46 @@ def test_progress_goes_to_stderr(small, tmp_path, capsys):
     assert "test loss" not in shown.out, "the task has no test labels"
 
 
+def test_a_target_in_place_of_samples(small, tmp_path, capsys):
+    out, more = tmp_path / "out", ["--set", "parameterization.preset=muP", "--set", "training.steps=2"]
+    small.write_text(SMALL + "[solve]\nrtol = 0.2\nreplicates = 2\n")
+    assert main(["solve", str(small), "--out", str(out), "--quiet", *more]) == 0
+    sol = load(out / "solution.npz")
+    assert sol.success and sol.details["rtol"] == 0.2 and sol.details["rounds"][-1]["error"] <= 0.2
+    assert config.read(out / "inputs.toml").options("solve") == {"rtol": 0.2, "replicates": 2}
+    for change in ("solve.replicates=1", "solve.method=fixed_point"):
+        assert main(["compare", str(small), "--out", str(tmp_path / "no"), *more, "--set", change]) == 2
+        assert "Error: solve.r" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+FIRST_STEP = """
+import os, sys, time
+from tp_solver.cli import main
+from tp_solver.solve.progress import Watch
+
+def first(self, step, loss, rank):
+    print(step, file=sys.stderr, flush=True)
+    os._exit(0)
+
+Watch.__call__ = first
+main(["demo", "--out", sys.argv[1]])
+"""
+
+
+@pytest.mark.slow
+def test_the_demo_takes_its_first_step_soon(tmp_path, record_property):
+    """From the start of a process to the end of the first step, imports, derivation and compilation included; the second of two
+    processes, so that files are in memory. In processor time, as others may keep the machine busy: alone, it takes no longer."""
+    for _ in range(2):
+        start, before = time.monotonic(), os.times()
+        done = subprocess.run([sys.executable, "-c", FIRST_STEP, str(tmp_path)], capture_output=True, text=True, timeout=120)
+        seconds, after = time.monotonic() - start, os.times()
+        assert done.returncode == 0 and done.stderr.splitlines()[-1] == "1", done.stderr[-2000:]
+    record_property("seconds_to_the_first_step", seconds)
+    assert after.children_user + after.children_system - before.children_user - before.children_system <= 15
+
+
 # --set and exact numbers --------------------------------------------------------------------------------------------
 
 
@@ -189,6 +233,12 @@ WRONG = {
     "gamma0 negative": ("solve.gamma0=-1", "solve.gamma0", ""),
     "gamma0 zero for nets": ("solve.gamma0=0", "solve.gamma0", ""),
     "odd samples": ("solve.samples=101", "solve.samples", ""),
+    "target as text": ("solve.rtol=1%", "solve.rtol", ""),
+    "target zero": ("solve.rtol=0.0", "solve.rtol", ""),
+    "target nan": ("solve.rtol=nan", "solve.rtol", ""),
+    "target one": ("solve.rtol=1", "solve.rtol", "one percent"),
+    "a target and samples": ("solve.rtol=0.01", "solve.samples", "rtol chooses the samples"),
+    "misspelt target": ("solve.rtoll=0.01", "solve.rtoll", "'rtol'"),
     "widths as a number": ("simulate.widths=64", "simulate.widths", "["),
     "unclosed list": ("simulate.widths=[64", "simulate.widths", "["),
     "one width twice": ("simulate.widths=[64, 64]", "simulate.widths", ""),

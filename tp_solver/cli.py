@@ -30,7 +30,7 @@ from tp_solver.limit.equations import LimitEquations
 from tp_solver.limit.regime import regime
 from tp_solver.program.task import Task
 from tp_solver.report import Report
-from tp_solver.solve.dispatch import solve
+from tp_solver.solve.dispatch import check_target, chosen_method, solve
 from tp_solver.solve.solution import Solution
 from tp_solver.storage import save_ensemble, versions
 
@@ -139,6 +139,7 @@ def _regime(run: Run) -> int:
 def _solve(run: Run) -> int:
     """Solve the limit."""
     task, theory = run.config.task(), _theory(run)
+    _check_target(run, theory, task)
     run.open()
     sol = _solution(run, theory, task)
     print(sol)
@@ -160,6 +161,7 @@ def _simulate(run: Run) -> int:
 def _compare(run: Run) -> int:
     """Solve the limit, train finite nets on the same data, and show both."""
     task, theory = run.config.task(), _theory(run)
+    _check_target(run, theory, task)
     _check_nets(run, task)
     run.open()
     print(report.brief(theory) + "\n", flush=True)
@@ -191,6 +193,16 @@ def _ensemble(run: Run, task: Task) -> Ensemble:
         ens = simulate(*call.args, **call.kwargs)
     save_ensemble(ens, run.folder / "ensemble.npz")
     return ens
+
+
+def _check_target(run: Run, theory: LimitEquations, task: Task) -> None:
+    """Refuse a target accuracy that the method cannot be given, before anything is written."""
+    call = signature(solve).bind(theory, task, **run.config.options("solve"))
+    call.apply_defaults()
+    a = call.arguments
+    if a["rtol"] is not None:
+        with inside("solve"):
+            check_target(a["rtol"], a["samples"], a["replicates"], chosen_method(theory, a["gamma0"], a["method"]))
 
 
 def _check_nets(run: Run, task: Task) -> None:

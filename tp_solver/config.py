@@ -230,6 +230,13 @@ def _samples(field: str, value: Any) -> int:
     return samples
 
 
+def _share(field: str, value: Any) -> float:
+    share = checks.number(field, value, above=0.0)
+    if share >= 1.0:
+        raise InputError(field, value, "a number above 0 and below 1", "0.01 is one percent")
+    return share
+
+
 def _bias(field: str, value: Any) -> Any:
     return value if isinstance(value, bool) else checks.number(field, value, minimum=0.0, hint="true, false, or the initial sigma_b")
 
@@ -356,6 +363,7 @@ SCHEMA: dict[str, dict[str, Reader]] = {
         "replicates": _whole(1),
         "seed": _whole(0),
         "method": _name_of(METHODS),
+        "rtol": _share,
     },
     "simulate": {
         "widths": _wholes(1),

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import platform
+import uuid
 import zipfile
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -110,7 +111,7 @@ def write_record(path: Any, record: Record) -> None:
     arrays = {n: np.asarray(a) for n, a in record.arrays.items()}
     header = {"schema": SCHEMA, "kind": record.kind, "versions": versions()} | record.header | {"sha256": digest(arrays)}
     text = json.dumps(header).encode()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")  # threads and hosts may write the same file at once
     try:
         with open(temporary, "wb") as stream, zipfile.ZipFile(stream, "w", allowZip64=True) as archive:
             for name, a in {HEADER: np.frombuffer(text, np.uint8), **arrays}.items():

@@ -218,5 +218,6 @@ def test_bad_input(options, word):
 
 
 def test_relu_runs_and_shows_progress(capsys):
-    run(net=mlp(1, relu), widths=(8,), seeds=1, progress=True, times=(12,))
-    assert "net" in capsys.readouterr().err
+    for progress, wanted in ((True, True), (None, False), (False, False)):  # stderr is no terminal here
+        run(net=mlp(1, relu), widths=(8,), seeds=1, progress=progress, times=(12,))
+        assert ("net" in capsys.readouterr().err) is wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import tp_solver as tp
 from tp_solver.solve import checkpoint, chunk, trajectory
+from tp_solver.solve.progress import Watch
 
 TASK = tp.Task(np.random.default_rng(4).standard_normal((5, 6)), [1.0, -1.0, 0.5, -0.5, 1.0], np.eye(6)[:2], [1.0, -1.0])
 NET = tp.mlp(depth=2, activation=tp.tanh)
@@ -103,6 +105,33 @@ def test_bits_do_not_depend_on_how_many_steps_a_call_makes(rule, monkeypatch):
     one, many = sols
     assert np.array_equal(one.f, many.f) and np.array_equal(one.loss, many.loss) and one.details == many.details
     assert np.array_equal(one.Phi(1, 20, 40), many.Phi(1, 20, 40)) and np.array_equal(one.fields(2, 40).z, many.fields(2, 40).z)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [1, 12, 130, 420], ids=["first step", "first replicate", "second replicate", "error estimate"])
+def test_an_interrupt_of_the_usual_size_ends_in_two_seconds(told, tmp_path, monkeypatch):
+    """Problem E3 with the usual 4096 samples: from Ctrl-C between two steps to the solution that is returned. Not while a step is
+    compiled, which nothing can cut short."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
+    problem, call, seen = importlib.import_module("reference_problems").e3(), Watch.__call__, []
+
+    def pressed(self, *arguments):
+        seen.append(time.monotonic())
+        if len(seen) == told:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)  # another thread may receive the signal first
+        call(self, *arguments)
+
+    monkeypatch.setattr(Watch, "__call__", pressed)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sol = tp.solve(problem.theory, problem.task, problem.gamma0, checkpoint=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert time.monotonic() - seen[told - 1] < 2
+    assert sol.status is tp.Status.INTERRUPTED
+    assert len(seen) <= told + 2, "at most a step of every group of runs that is left"
+    assert len(list(tmp_path.glob("march-*.npz"))) >= 1 + (told - 1) // problem.theory.training.steps
 
 
 KILLED = """

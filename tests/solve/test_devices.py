@@ -1,4 +1,4 @@
-"""The same bits on one and four devices, and in one and two processes."""
+"""The same bits on one and four devices, and in one and two processes, which end together when one of them is interrupted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 RUN = """
+import os
+import shutil
+import signal
 import sys
+import time
+
 import numpy as np
 import jax
 import tp_solver as tp
@@ -23,7 +28,28 @@ X = rng.standard_normal((4, 8))
 task = tp.Task(X, np.sign(X[:, 0]), rng.standard_normal((2, 8)), np.ones(2))
 rule = tp.GradientDescent(lr=0.3, steps=4, momentum=0.5, weight_decay=0.1, temperature=0.02, batches=tp.Batches(3), schedule=tp.cosine(0.2))
 net = tp.mlp(depth=2, activation=tp.tanh)
-sol = tp.solve(tp.limit(net, tp.muP, rule), task, samples=4096, replicates=1, method=tp.March(bias=False), checkpoint=CHECKPOINT)
+def solved():
+    return tp.solve(tp.limit(net, tp.muP, rule), task, samples=4096, replicates=1, method=tp.March(bias=False), checkpoint=CHECKPOINT)
+
+
+if len(sys.argv) > 4:  # Ctrl-C in this process alone, during the second step; the copy is what it leaves
+    from tp_solver.solve.progress import Watch
+
+    told = Watch.__call__
+
+    def pressed(self, step, loss, rank):
+        if step == 2 and jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        told(self, step, loss, rank)
+
+    Watch.__call__ = pressed
+    cut = solved()
+    assert cut.status is tp.Status.INTERRUPTED and len(cut.f) == 2, (cut.status, len(cut.f))
+    Watch.__call__ = told
+    if jax.process_index() == 0:
+        shutil.copytree(CHECKPOINT, sys.argv[4])
+sol = solved()
 assert sol.success, sol.message
 out = {"f": sol.f, "f_test": sol.f_test, "loss": sol.loss, "ntk": sol.ntk(4), "Phi": sol.Phi(2, 4, 2), "G": sol.G(1, 4, 4)}
 out |= {"h": sol.fields(2, 4).h, "new": sol.predict(X[:2] + 1.0)}
@@ -78,19 +104,25 @@ def test_one_core_gives_the_same_bits(alone, tmp_path):
 
 
 def test_two_processes_give_the_same_bits(alone, tmp_path):
-    """Over loopback, two devices each; their checkpoint is read by a process alone."""
-    folder = tmp_path / "kept"
+    """Over loopback, two devices each. An interrupt of the second one ends both after the same step; both go on from the
+    checkpoint, and so does a process alone."""
+    folder, cut = tmp_path / "kept", tmp_path / "cut"
     folder.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     path = tmp_path / "two.npz"
-    both = [started(path, 2, address, str(k), checkpoint=folder) for k in (0, 1)]
-    _, errors = both[1].communicate(timeout=300)
-    assert both[1].returncode == 0, errors[-3000:]
-    found = result(path, both[0])
+    both = [started(path, 2, address, str(k), str(cut), checkpoint=folder) for k in (0, 1)]
+    try:
+        _, errors = both[1].communicate(timeout=300)
+        assert both[1].returncode == 0, errors[-3000:]
+        found = result(path, both[0])
+    finally:  # one that waits for the other would wait for ever
+        for process in both:
+            process.kill()
     assert found["devices"] == 4
     assert same_bits(alone, found) == []
-    assert len(list(folder.iterdir())) == 1
     again = tmp_path / "again.npz"
-    assert same_bits(alone, result(again, started(again, 1, checkpoint=folder))) == []
+    for left in (folder, cut):
+        assert len(list(left.iterdir())) == 1
+    assert same_bits(alone, result(again, started(again, 1, checkpoint=cut))) == []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import tp_solver as tp
-from tp_solver.solve import chunk, trajectory
+from tp_solver.solve import chunk, feature, trajectory
 
 GRAM = np.array([[1, 0.3, -0.2], [0.3, 0.8, 0.1], [-0.2, 0.1, 1.2]])
 X = np.sqrt(3) * np.linalg.cholesky(GRAM)
@@ -58,11 +60,16 @@ def test_predictions_after_divergence_are_those_of_the_last_good_state():
     assert sol.predict(NEW) == pytest.approx(sol.f_test[-1], rel=1e-9)
 
 
-def test_the_first_bad_step_is_the_first():
+def test_the_first_bad_step_is_the_first(monkeypatch):
     """One step before, the loss is still below the bound that counts as divergence."""
     sol = solved(tp.linear, 8.0, 30, "linear")
-    assert sol.loss.max() <= trajectory.RUNAWAY * max(1.0, sol.loss[0])
+    bound = trajectory.RUNAWAY
+    assert sol.loss.max() <= bound * max(1.0, sol.loss[0])
     assert sol.loss[-1] > 10 * sol.loss[0]
+    monkeypatch.setattr(trajectory, "RUNAWAY", np.inf)
+    onward = solved(tp.linear, 8.0, sol.steps + 1, "linear")
+    assert np.array_equal(onward.f[:-1], sol.f)
+    assert onward.loss[-1] > bound * max(1.0, sol.loss[0]), "the next step is the first bad one"
 
 
 def test_bounded_activations_may_thrash_without_leaving_the_numbers():
@@ -93,6 +100,18 @@ def test_too_few_samples_for_the_directions():
     assert "raise samples" in sol.message and max(sol.details["ranks"].values()) > 64 // 8
     assert len(sol.f) == 6 and np.isfinite(sol.f).all(), "the values are there, marked as doubtful"
     assert solved(tp.tanh, 0.5, 5, MARCH, samples=1024).status == tp.Status.COMPLETED
+
+
+@pytest.mark.parametrize("violation", [0.3, np.nan])
+def test_a_march_that_breaks_the_identity_of_transposition_is_no_success(violation, monkeypatch):
+    """<(W x) y> = <x (W^T y)> is the true residual of a march: whatever else is fine, it has to hold."""
+    march = trajectory.march
+    broken = np.array([0.0, violation, 0.0])
+    monkeypatch.setattr(feature, "march", lambda *arguments: replace(march(*arguments), identity=broken))
+    sol = solved(tp.tanh, 0.3, 2, MARCH)
+    assert sol.status is tp.Status.STALLED and not sol.success and "<(W x) y>" in sol.message
+    monkeypatch.setattr(feature, "march", march)
+    assert solved(tp.tanh, 0.3, 2, MARCH).success
 
 
 def interrupted_at(call, advance):
@@ -158,7 +177,7 @@ def test_the_fewest_samples_have_a_bias_too():
 @pytest.mark.parametrize("run", [0, 3], ids=["the first run", "an error estimate"])
 def test_a_signal_waits_for_the_end_of_the_step(monkeypatch, run):
     """SIGINT in the middle of a step: the state is whole, predictions work, and nothing escapes."""
-    steps, begun = 6, []
+    steps, begun, pressed = 6, [], []
     before = signal.getsignal(signal.SIGINT)
     original = trajectory.advance
 
@@ -166,6 +185,7 @@ def test_a_signal_waits_for_the_end_of_the_step(monkeypatch, run):
         begun.append(1)
         if len(begun) == run * (steps + 1) + 3:
             os.kill(os.getpid(), signal.SIGINT)
+            pressed.append(time.monotonic())
         return original(*arguments)
 
     monkeypatch.setattr(chunk, "SECONDS", 0.0)  # one step a call
@@ -174,5 +194,6 @@ def test_a_signal_waits_for_the_end_of_the_step(monkeypatch, run):
     sol = tp.solve(theory, tp.Task(X, Y), 1.0, samples=256, replicates=2)
     assert sol.status is tp.Status.INTERRUPTED and not sol.success
     assert sol.steps == (2 if run == 0 else steps)
+    assert time.monotonic() - pressed[0] < 2, "whatever is left to compute included (promise R15)"
     assert sol.predict(X) == pytest.approx(sol.f[-1], abs=0.02)
     assert signal.getsignal(signal.SIGINT) is before

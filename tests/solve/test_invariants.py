@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.polynomial.hermite_e import hermegauss
+from scipy.integrate import solve_ivp
 from scipy.special import erf
 from scipy.stats import t as student_t
 
@@ -213,6 +214,22 @@ def test_gradient_flow_converges_at_second_order():
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(2, abs=0.1)
     for s, error in zip(sols, errors, strict=True):
         assert error <= s.stderr("f").max(), "the stated error holds"
+
+
+def test_gradient_flow_against_a_flow_known_otherwise():
+    """One hidden linear layer and one point: s = <h z> and q = <h^2> + <z^2> obey s' = gamma0 e q, q^2 - 4 s^2 = 4, f = s / gamma0."""
+    strength, y, end = 1.2, 1.0, 2.0
+    exact = solve_ivp(
+        lambda _, s: (strength * y - s) * np.sqrt(4 + 4 * s**2), (0, end), [0.0], method="DOP853", rtol=1e-12, atol=1e-14,
+        t_eval=np.linspace(0, end, 5),
+    ).y[0] / strength  # fmt: skip
+    counts = np.array([8, 16, 32, 64])
+    task, flow = tp.Task([[1.0]], [y]), tp.GradientFlow(end, 4)
+    errors = [
+        np.abs(solved(tp.mlp(1, tp.linear), strength, flow, task, method=tp.Linear(substeps=int(n))).f[:, 0] - exact).max() for n in counts
+    ]
+    assert exact[-1] > 0.9 and errors[-1] < 1e-3
+    assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(2, abs=0.1)
 
 
 def test_the_march_integrates_the_same_flow():

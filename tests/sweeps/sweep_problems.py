@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import tp_solver as tp
+from tp_solver.solve import checkpoint
 from tp_solver.sweeps import folder as folder_module
 from tp_solver.sweeps.runs import EnsembleRun, LimitRun
 from tp_solver.sweeps.sweep import sweep
@@ -20,7 +21,9 @@ NET = tp.mlp(depth=1, activation=tp.tanh)
 RULE = tp.GradientDescent(lr=0.1, steps=3)
 NETS = EnsembleRun(NET, tp.muP, RULE, TASK, widths=4, seeds=2)
 THEORY = LimitRun(tp.mlp(depth=1, activation=tp.erf), tp.ntk, RULE, TASK)
+MARCHES = LimitRun(NET, tp.muP, RULE, TASK, samples=64, replicates=3, method=tp.March(bias=False))
 MANY = {"lr": [0.01 * (k + 1) for k in range(12)], "gamma0": [0.5, 1.0, 2.0]}
+GAMMAS = {"gamma0": [1.0, 2.0]}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -62,7 +65,28 @@ def die_while_writing(count: int) -> None:
     folder_module.Folder.publish = fatal
 
 
+def die_after_checkpoints(count: int) -> None:
+    """Kill this process when so many checkpoints of marches have been written, one after every step."""
+    write, seen = checkpoint.write_record, []
+
+    def fatal(path, record):
+        write(path, record)
+        seen.append(path)
+        if len(seen) == count:
+            die()
+
+    checkpoint.SECONDS, checkpoint.write_record = 0.0, fatal
+
+
+DEATHS = {
+    "whole": (lambda n: None, NETS, MANY),
+    "placing": (die_before_placing, NETS, MANY),
+    "writing": (die_while_writing, NETS, MANY),
+    "marching": (die_after_checkpoints, MARCHES, GAMMAS),
+}
+
 if __name__ == "__main__":
     where, how, number = sys.argv[1:]
-    {"whole": lambda n: None, "placing": die_before_placing, "writing": die_while_writing}[how](int(number))
-    sweep(NETS, MANY, where)
+    prepare, experiment, grid = DEATHS[how]
+    prepare(int(number))
+    sweep(experiment, grid, where)

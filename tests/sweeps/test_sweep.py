@@ -41,9 +41,9 @@ def executions(monkeypatch):
     seen: list = []
     for kind in RUNS.values():
 
-        def counted(self, execute=kind.execute):
+        def counted(self, kept=None, execute=kind.execute):
             seen.append(self)
-            return execute(self)
+            return execute(self, kept)
 
         monkeypatch.setattr(kind, "execute", counted)
     return seen
@@ -122,6 +122,25 @@ def test_every_input_is_part_of_the_name(change):
     assert plan(NETS, {name: [value] for name, value in change.items()}).points[0].name != plan(NETS, {"gamma0": [1.0]}).points[0].name
 
 
+def test_a_target_is_part_of_the_name_and_its_absence_changes_nothing():
+    march = dataclasses.replace(THEORY, parameterization=tp.muP)
+    (plain,), (one, two) = plan(march, {"gamma0": [1.0]}).points, plan(march, {"rtol": [0.1, 0.2]}).points
+    assert len({plain.name, one.name, two.name}) == 3
+    assert plain.name == "bd88b623dfdaf453a9ac28523cf11f914b5272ddb91a610eac699a6ac34589fa", "results of earlier versions are found"
+
+
+def test_a_target_reaches_the_solver(tmp_path, monkeypatch):
+    seen, real = [], runs.solve
+
+    def noted(*args, rtol, **options):
+        seen.append(rtol)
+        return real(*args, **options)
+
+    monkeypatch.setattr(runs, "solve", noted)
+    assert sweep(THEORY, [{"rtol": rtol} for rtol in (0.2, 0.1)], tmp_path / "runs").status().complete
+    assert seen == [0.2, 0.1]
+
+
 def test_names_do_not_depend_on_the_process():
     code = "from sweep_problems import *; from tp_solver.sweeps.grid import plan\n"
     code += "print([p.name for p in plan(NETS, MANY).points] + [p.name for p in plan(THEORY, MANY).points])"
@@ -135,11 +154,12 @@ def test_names_do_not_depend_on_the_process():
     [
         THEORY,
         LimitRun(NET, tp.muP, RULE, TASK, method=tp.March(tol=1e-3, times=(0, 2))),
+        LimitRun(NET, tp.muP, RULE, TASK, rtol=0.05),
         LimitRun(NET, tp.muP, tp.GradientFlow(time=1.0, steps=2), TASK, gamma0=np.float32(0.3), method="fixed_point"),
         NETS,
         EnsembleRun(NET, tp.muP, RULE, TASK, widths=[4, 8], seeds=(3, 5), times=range(3), centred=True),
     ],
-    ids=["kernel", "march", "fixed point", "nets", "nets, all options"],
+    ids=["kernel", "march", "target", "fixed point", "nets", "nets, all options"],
 )
 def test_runs_survive_the_way_to_a_worker(run):
     tree = json.loads(canonical(run_to_tree(run, task_name(TASK))))
@@ -266,11 +286,11 @@ def test_an_interrupt_takes_back_what_has_not_begun(tmp_path):
 def test_failed_points_keep_their_error_and_are_retried_alone(tmp_path, executions, monkeypatch):
     real, broken = EnsembleRun.execute, [0.2, 0.3]
 
-    def moody(self):
+    def moody(self, kept):
         if self.training.lr in broken:
             executions.append(self)
             raise tp.BudgetError("memory", 3, "at most 2 bytes", "use less") if self.training.lr == 0.2 else MemoryError("too much")
-        return real(self)
+        return real(self, kept)
 
     monkeypatch.setattr(EnsembleRun, "execute", moody)
     where, grid = tmp_path / "runs", {"lr": [0.1, 0.2, 0.3]}
@@ -323,10 +343,10 @@ def test_an_interrupted_solve_is_no_result(tmp_path, monkeypatch):
 def test_an_interrupt_leaves_the_finished_points(tmp_path, monkeypatch, executions):
     counted = EnsembleRun.execute
 
-    def interrupted(self):
+    def interrupted(self, kept):
         if len(executions) == 2:
             raise KeyboardInterrupt
-        return counted(self)
+        return counted(self, kept)
 
     monkeypatch.setattr(EnsembleRun, "execute", interrupted)
     where = tmp_path / "runs"

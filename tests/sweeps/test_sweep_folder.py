@@ -89,7 +89,7 @@ def test_killed_sweeps_go_on_where_they_stopped(tmp_path, uninterrupted, monkeyp
             assert list(where.glob(".*.part")), "the process died in the middle of an entry"
         held = now
     executed, execute = [], EnsembleRun.execute
-    monkeypatch.setattr(EnsembleRun, "execute", lambda self: (executed.append(self), execute(self))[1])
+    monkeypatch.setattr(EnsembleRun, "execute", lambda self, kept: (executed.append(self), execute(self, kept))[1])
     assert sweep(NETS, MANY, where).status().complete
     assert len(executed) == 36 - len(held)
     assert files(where) == uninterrupted

@@ -22,6 +22,7 @@ def useless(gamma0):
     return gamma0
 
 
+MARCH = LimitRun(NET, tp.muP, RULE, TASK)
 BAD = {
     "misspelt parameter": (NETS, {"gama0": [1.0]}, "grid", "gama0"),
     "misspelt parameter of the rule": (NETS, {"momentun": [0.5]}, "grid", "momentun"),
@@ -48,6 +49,12 @@ BAD = {
     "NaN": (THEORY, {"gamma0": [float("nan")]}, "gamma0", "nan"),
     "bad value in a function": (run, {"gamma0": [-2.0]}, "gamma0", "-2"),
     "odd samples": (THEORY, {"samples": [65]}, "samples", "65"),
+    "target and samples": (MARCH, {"samples": [512], "rtol": [0.01]}, "samples", "512"),
+    "target of one": (MARCH, {"rtol": [0.1, 1.0]}, "rtol", "1.0"),
+    "target as text": (MARCH, {"rtol": ["1%"]}, "rtol", "1%"),
+    "target for kernels": (MARCH, {"rtol": [0.1], "method": ["kernel"]}, "rtol", "0.1"),
+    "target for one replicate": (MARCH, {"rtol": [0.1], "replicates": [1]}, "replicates", "1"),
+    "target for nets": (NETS, {"rtol": [0.1]}, "grid", "rtol"),
     "unknown method": (THEORY, {"method": ["marsh"]}, "method", "marsh"),
     "bad width": (NETS, {"widths": [4, 0]}, "widths[0]", "0"),
     "function that returns no run": (useless, {"gamma0": [1.0]}, "experiment", "1.0"),

@@ -206,7 +206,7 @@ def train_robustly(
     seed: int = 0,
     dtype: str = "float64",
     memory: float = MEMORY,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> RobustNets:
     """Train finite nets with a penalty on their derivatives with respect to the input.
 
@@ -231,7 +231,9 @@ def train_robustly(
     plain = prepare(net, parameterization, training, task, gamma0, widths, seeds, centred, seed, dtype)
     penalty = checks.number("penalty", penalty, minimum=0.0)
     memory = checks.number("memory", memory, above=0.0, hint="memory is a number of bytes, e.g. 2 * 2**30")
-    progress = checks.flag("progress", progress)
+    if progress is not None:
+        checks.flag("progress", progress)
+    quiet = None if progress is None else not progress  # None: tqdm asks whether stderr is a terminal
     experiment = _robust(plain, penalty)
     D, K, task = plain.task.D, plain.net.outputs, plain.task
     points = task.P + (0 if task.X_test is None else len(task.X_test))
@@ -243,7 +245,10 @@ def train_robustly(
         held=4 * plain.dtype.itemsize * (plain.training.steps + 1) * points * (1 + D) * K * len(plain.widths) * len(plain.seeds),
     )
     parts = []
-    with precision(), tqdm(total=len(plain.widths) * len(plain.seeds), unit="net", disable=not progress) as bar:
+    with (
+        precision(),
+        tqdm(total=len(plain.widths) * len(plain.seeds), unit="net", disable=quiet) as bar,
+    ):
         for width in plain.widths:
             bar.set_description(f"width {width}")
             clock = _clock(experiment, width)

@@ -33,7 +33,7 @@ def simulate(
     seed: int = 0,
     dtype: str = "float64",
     memory: float = MEMORY,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Ensemble:
     """Train finite nets under the very definition that the limit is derived from, with gradients from ``jax.grad``.
 
@@ -54,7 +54,7 @@ def simulate(
         seed: of all random numbers. A net depends on (seed, width, seed label) alone, not on the others.
         dtype: "float64" or "float32" (the same draws, rounded).
         memory: budget in bytes for one net in training plus all records.
-        progress: show a progress bar on stderr.
+        progress: show a progress bar on stderr; None shows one in a terminal.
 
     Returns:
         Ensemble: records with leading axes (widths, seeds). Its ``success`` is False if a net left the finite numbers.
@@ -67,12 +67,17 @@ def simulate(
     experiment = prepare(net, parameterization, training, task, gamma0, widths, seeds, centred, seed, dtype)
     rows = recorded_times(times, experiment.training.steps)
     memory = checks.number("memory", memory, above=0.0, hint="memory is a number of bytes, e.g. 2 * 2**30")
-    progress = checks.flag("progress", progress)
+    if progress is not None:
+        checks.flag("progress", progress)
+    quiet = None if progress is None else not progress  # None: tqdm asks whether stderr is a terminal
     sites = _sites(experiment, len(rows))
     held = _record_bytes(experiment, len(rows), sites)
     batch = lanes(experiment, memory, experiment.working_bytes(max(experiment.widths), len(rows)), held)
     parts = []
-    with precision(), tqdm(total=len(experiment.widths) * len(experiment.seeds), unit="net", disable=not progress) as bar:
+    with (
+        precision(),
+        tqdm(total=len(experiment.widths) * len(experiment.seeds), unit="net", disable=quiet) as bar,
+    ):
         for width in experiment.widths:
             bar.set_description(f"width {width}")
             chunks = []

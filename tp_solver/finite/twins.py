@@ -171,7 +171,7 @@ def train_with_twin(
     seed: int = 0,
     dtype: str = "float64",
     memory: float = MEMORY,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Twins:
     """Train finite nets and, from the same weights by the same rule, their linearised twins in the space of the weights.
 
@@ -196,12 +196,17 @@ def train_with_twin(
     steps = experiment.training.steps
     rows = tuple(sorted({0, steps, *recorded_times(times, steps)}))
     memory = checks.number("memory", memory, above=0.0, hint="memory is a number of bytes, e.g. 2 * 2**30")
-    progress = checks.flag("progress", progress)
+    if progress is not None:
+        checks.flag("progress", progress)
+    quiet = None if progress is None else not progress  # None: tqdm asks whether stderr is a terminal
     # the twin holds its origin besides what a net in training holds
     need = experiment.working_bytes(max(experiment.widths), 1) + experiment.dtype.itemsize * experiment.weights_size(max(experiment.widths))
     lanes(experiment, memory, need, _record_bytes(experiment, len(rows)))
     parts = []
-    with precision(), tqdm(total=len(experiment.widths) * len(experiment.seeds), unit="pair", disable=not progress) as bar:
+    with (
+        precision(),
+        tqdm(total=len(experiment.widths) * len(experiment.seeds), unit="pair", disable=quiet) as bar,
+    ):
         for width in experiment.widths:
             bar.set_description(f"width {width}")
             clock = clock_of(experiment, width)

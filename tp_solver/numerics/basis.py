@@ -68,6 +68,9 @@ def extend(basis: Basis, vectors: jax.Array, tol: float) -> tuple[Basis, jax.Arr
         c, residual = jax.lax.cond(tol < 1e-8, twice, residual_of, c)
         values, directions = jnp.linalg.eigh(inner(residual, residual))
         values, directions = values[::-1], directions[:, ::-1]
+        # an eigenvector has no sign of its own: left to rounding, other precisions and machines would meet other samples
+        generic = jnp.sqrt(jnp.arange(1, len(values) + 1, dtype=values.dtype))
+        directions = jnp.where(generic @ directions < 0, -directions, directions)
         keep = values > threshold
         lengths = jnp.sqrt(jnp.where(keep, values, 1.0))
         return c, combine((directions / lengths).T, residual), jnp.where(keep, directions * lengths, 0.0), keep

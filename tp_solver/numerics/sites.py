@@ -7,8 +7,9 @@ sites is one sum per block, then one over the blocks in their order, so that eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -75,17 +76,32 @@ def specs(tree: Any) -> Any:
 def fetched(a: Any) -> np.ndarray:
     """A device array on the host; where other processes hold parts of it, all of them have to call this."""
     if isinstance(a, jax.Array) and isinstance(a.sharding, NamedSharding) and not (a.is_fully_addressable or a.is_fully_replicated):
-        a = jax.jit(lambda x: x, out_shardings=NamedSharding(a.sharding.mesh, SAME))(a)
+        a = _on_all(a.sharding.mesh)(a)
     return np.asarray(a)
+
+
+@cache
+def _on_all(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """An array on all devices of a mesh; kept, since jax compiles a new function at every call."""
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, SAME))
 
 
 def told_by_first(flag: bool) -> bool:
     """What the first of several processes says; all have to call this."""
+    return bool(_flags(flag)[0])
+
+
+def told_by_any(flag: bool) -> bool:
+    """Whether any of several processes says so; all have to call this."""
+    return bool(_flags(flag).any())
+
+
+def _flags(flag: bool) -> np.ndarray:
+    """What all processes say, once per device, those of the first one first."""
     if jax.process_count() == 1:
-        return flag
+        return np.array([flag])
     mesh = Mesh(np.array(jax.devices()), (AXIS,))
-    shares = jax.make_array_from_callback((mesh.size,), NamedSharding(mesh, SPREAD), lambda index: np.array([flag]))
-    return bool(jax.jit(lambda a: a[0], out_shardings=NamedSharding(mesh, SAME))(shares))
+    return fetched(jax.make_array_from_callback((mesh.size,), NamedSharding(mesh, SPREAD), lambda index: np.array([flag])))
 
 
 def together(a: jax.Array) -> jax.Array:

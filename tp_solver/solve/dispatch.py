@@ -73,13 +73,13 @@ def solve(
     seed = checks.integer("seed", seed, minimum=0)
     if progress is not None:
         checks.flag("progress", progress)
-    chosen = _chosen(theory, gamma0, method)
+    chosen = chosen_method(theory, gamma0, method)
     if isinstance(chosen, Auto):
         if rtol is not None:
-            _target(rtol, samples, replicates, March(dtype=chosen.dtype))
+            rtol = check_target(rtol, samples, replicates, chosen)
         return _advised(theory, task, gamma0, samples, rtol, replicates, seed, chosen, progress, checkpoint)
     if rtol is not None:
-        rtol = _target(rtol, samples, replicates, chosen)
+        rtol = check_target(rtol, samples, replicates, chosen)
     task.targets(theory.training.loss)
     if theory.program.free_symbols:
         raise InputError(
@@ -135,9 +135,15 @@ def _advised(
     return replace(found, message=message, details={**found.details, "advice": str(advice)})
 
 
-def _target(rtol: Any, samples: int, replicates: int, method: Method) -> float:
-    """A relative standard error that the method can choose its effort for."""
+def check_target(rtol: Any, samples: int, replicates: int, method: Method) -> float:
+    """A relative standard error that the method can choose its effort for.
+
+    Raises:
+        InputError: for what is none, another method than a march, or a march whose effort is given already.
+    """
     rtol = checks.number("rtol", rtol, above=0.0)
+    if isinstance(method, Auto):
+        method = March(dtype=method.dtype)
     if not isinstance(method, March):
         raise InputError("rtol", rtol, f"None for method {method.name!r}", "only marches choose their samples: method='march'")
     least = 100 * float(np.finfo(method.dtype).eps)
@@ -156,8 +162,12 @@ def _target(rtol: Any, samples: int, replicates: int, method: Method) -> float:
     return rtol
 
 
-def _chosen(theory: LimitEquations, gamma0: float, method: Any) -> Method:
-    """The method's record, checked against the regime."""
+def chosen_method(theory: LimitEquations, gamma0: float, method: Any) -> Method:
+    """The method's record, checked against the regime.
+
+    Raises:
+        InputError: for what is no method, or one that cannot solve this theory.
+    """
     if method is None:
         method = March() if theory.regime is Regime.FEATURE and gamma0 > 0 else KernelRegime()
         return _able(theory, method)

@@ -274,6 +274,6 @@ class MarchedKernels:
 
 
 def final_ranks(trajectories: tuple[Trajectory, ...]) -> dict[str, int]:
-    """Largest final rank of every basis over the replicates."""
-    homes: list[Home] = list(trajectories[0].used)
+    """Largest final rank of every basis over the replicates, by name: runs that were cut hold their bases in another order."""
+    homes: list[Home] = sorted(trajectories[0].used, key=str)
     return {str(h): max(tr.used[h] for tr in trajectories) for h in homes}

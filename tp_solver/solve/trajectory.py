@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from tp_solver.errors import RangeError
 from tp_solver.numerics.basis import Basis
 from tp_solver.numerics.noise import ExactColumns, SampledColumns
 from tp_solver.numerics.sites import Placement
+from tp_solver.solve.agreement import agreed_interrupt
 from tp_solver.solve.checkpoint import Checkpoint
 from tp_solver.solve.chunk import Limits, Pace, advance, at_index, consumed, longest
 from tp_solver.solve.journal import Journal, Midway
@@ -190,16 +192,18 @@ def march(
         now = Midway(t, capacity, used, state, chunk.last, journal)
         if t > steps or checkpoint.due:
             checkpoint.save(now)
-        try:
-            for k, each in zip(range(t - good, min(t, steps)), moments.used, strict=False):
-                tick(k + 1, float(journal.loss[k]), int(max(each)))
-        except KeyboardInterrupt:
-            if t > steps:  # nothing is left to cut here; a pending interrupt cuts the next run
-                break
+        pressed = agreed_interrupt(partial(_tell, tick, journal, moments.used, range(t - good, min(t, steps))))
+        if pressed and t <= steps:  # after the last step nothing is left to cut: a pending interrupt cuts the next run
             checkpoint.save(now)
             failure = Failure(Status.INTERRUPTED, "Ctrl-C", t)
             break
     return _finished(setting, source, batch, now, test_inputs, tested, failure)
+
+
+def _tell(tick: Callable[[int, float, int], None], journal: Journal, used: np.ndarray, times: range) -> None:
+    """Tell of every step of a call: the loss before it, and the largest rank."""
+    for t, each in zip(times, used, strict=False):
+        tick(t + 1, float(journal.loss[t]), int(max(each)))
 
 
 def _together(t: int, most: int, recorded: frozenset[int], stops: frozenset[int]) -> int:

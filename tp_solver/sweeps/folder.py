@@ -5,6 +5,7 @@
     <hash>/point.json     what was computed, and the checksum of the record
     <hash>/record.npz     the solution or ensemble
     failed/<hash>.json    the error of a point that failed
+    .<hash>.march/        checkpoints of a point that is not finished; to be deleted at will
 
 Nothing here holds a time, a host or an order of events: the same sweep leaves the same bytes.
 """
@@ -31,6 +32,7 @@ from tp_solver.storage import Record, read_record, stored_task, write_record
 from tp_solver.sweeps.runs import SCHEMA, canonical, run_name, task_arrays, task_name
 
 MANIFEST, POINT, RECORD, TASKS, FAILED = "sweep.json", "point.json", "record.npz", "tasks", "failed"
+HALFWAY = ".march"
 KIND = "tp_solver sweep"
 ORPHANED = 24 * 3600.0
 """Seconds after which the unfinished writing of another host is taken for dead."""
@@ -135,6 +137,15 @@ class Folder:
             (part / POINT).write_text(canonical({"inputs": tree, "record": checksum}))
             self._place(part, name)
         (self.path / FAILED / f"{name}.json").unlink(missing_ok=True)
+        self.start_anew(name)
+
+    def halfway(self, name: str) -> Path:
+        """Where a point that is not finished may keep how far it has come; whoever computes it goes on from there."""
+        return self.path / f".{name}{HALFWAY}"
+
+    def start_anew(self, name: str) -> None:
+        """Forget how far a point has come."""
+        shutil.rmtree(self.halfway(name), ignore_errors=True)
 
     def fail(self, name: str, failure: Failure) -> None:
         """Keep the error of a point."""
@@ -239,6 +250,10 @@ class Folder:
                 continue
             if gone:
                 shutil.rmtree(part, ignore_errors=True)
+        for kept in self.path.glob(f".*{HALFWAY}"):
+            name = kept.name.removeprefix(".").removesuffix(HALFWAY)
+            if self.finished(name):
+                self.start_anew(name)
 
 
 def _alive(pid: int) -> bool:

@@ -27,8 +27,8 @@ from tp_solver.program.serialization import (
 from tp_solver.program.statements import Program
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientDescent, GradientFlow, Training
-from tp_solver.solve.dispatch import solve
-from tp_solver.solve.methods import METHODS, Method
+from tp_solver.solve.dispatch import SAMPLES, check_target, chosen_method, solve
+from tp_solver.solve.methods import METHODS, Auto, March, Method
 from tp_solver.solve.solution import Solution, Status
 from tp_solver.storage import digest, save_ensemble, save_solution
 
@@ -43,7 +43,7 @@ class LimitRun:
 
     Args:
         net, parameterization, training: as for :func:`tp_solver.limit`.
-        task, gamma0, samples, replicates, seed, method: as for :func:`tp_solver.solve`.
+        task, gamma0, samples, replicates, seed, method, rtol: as for :func:`tp_solver.solve`.
 
     Raises:
         InputError: for malformed arguments; what only the derivation can see is found when the run is executed.
@@ -54,10 +54,11 @@ class LimitRun:
     training: Training
     task: Task
     gamma0: float = 1.0
-    samples: int = 4096
+    samples: int = SAMPLES
     replicates: int = 4
     seed: int = 0
     method: str | Method | None = None
+    rtol: float | None = None
 
     def __post_init__(self) -> None:
         _check_subject(self)
@@ -70,23 +71,36 @@ class LimitRun:
         }
         if clean["samples"] % 2:
             raise InputError("samples", self.samples, "an even number", "sites come in antithetic pairs")
+        if self.rtol is not None:  # where no method is given, the march is the only one that may be chosen
+            clean["rtol"] = check_target(self.rtol, clean["samples"], clean["replicates"], clean["method"] or March())
         _set(self, clean)
 
     def options(self) -> dict[str, Any]:
         """Everything but the net, the parameterization, the training rule and the task, as JSON has it."""
         chosen = _method(self.method)
         method = None if chosen is None else {"name": chosen.name} | dataclasses.asdict(chosen)
-        return {n: getattr(self, n) for n in ("gamma0", "samples", "replicates", "seed")} | {"method": method}
+        target = {} if self.rtol is None else {"rtol": self.rtol}  # left out where there is none: earlier names stay
+        return {n: getattr(self, n) for n in ("gamma0", "samples", "replicates", "seed")} | {"method": method} | target
 
-    def execute(self) -> Solution:
+    def execute(self, kept: Path | None = None) -> Solution:
         """Derive and solve.
+
+        Args:
+            kept: folder of this run alone, made when it is needed, in which a march keeps how far it has come and goes on from there.
 
         Raises:
             TPError: as ``limit`` and ``solve``.
             KeyboardInterrupt: if interrupted; the steps done so far are no result of a sweep.
         """
         theory = limit(self.net, self.parameterization, self.training)
-        solution = solve(theory, self.task, self.gamma0, self.samples, self.replicates, self.seed, self.method, progress=False)
+        if not isinstance(chosen_method(theory, self.gamma0, self.method), (March, Auto)):
+            kept = None  # nothing else takes long enough
+        if kept is not None:
+            kept.mkdir(exist_ok=True)
+        solution = solve(
+            theory, self.task, self.gamma0, self.samples, self.replicates, self.seed, self.method,
+            progress=False, checkpoint=kept, rtol=self.rtol,
+        )  # fmt: skip
         if solution.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
         return solution
@@ -142,8 +156,11 @@ class EnsembleRun:
         plain = {n: getattr(self, n) for n in ("gamma0", "centred", "seed", "dtype", "memory")}
         return plain | {n: list(getattr(self, n)) for n in ("widths", "seeds", "times")}
 
-    def execute(self) -> Ensemble:
+    def execute(self, kept: Path | None = None) -> Ensemble:
         """Draw and train the nets.
+
+        Args:
+            kept: as for :meth:`LimitRun.execute`, not used: nets that were cut are trained again.
 
         Raises:
             TPError: as ``simulate``.

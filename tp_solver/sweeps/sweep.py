@@ -249,7 +249,9 @@ def sweep(experiment: Any, grid: Any, folder: Any, executor: Any = None, progres
 
     A point is named by the sha256 of all that its result depends on (program, parameterization, training rule, data, options),
     and its entry appears in the folder whole or not at all: whatever is interrupted or killed, calling ``sweep`` again, from
-    this process or others, goes on where it stopped. Points that fail keep their error, and only ``retry`` tries them again.
+    this process or others, goes on where it stopped. A march keeps checkpoints until its point is finished (every 30 seconds,
+    and every finished replicate), and whoever takes the point up goes on from them, to the same bits; nets that were cut are
+    trained again. Points that fail keep their error, and only ``retry`` tries them again.
     Versions of packages are not part of the name: records say which ones wrote them.
 
     Args:
