@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tp_solver import checks
-from tp_solver.errors import BudgetError, InputError, RangeError
+from tp_solver.errors import BudgetError, InputError, ProgramError, RangeError
 from tp_solver.kernel_regime.constants import numeric_constants
 from tp_solver.kernel_regime.pairs import Pairs
 from tp_solver.kernel_regime.propagation import LayerKernels, Propagation
@@ -31,6 +31,8 @@ FAST_BYTES = 2**19
 """Size of one array of a block: what a core keeps at hand."""
 LIVE_ARRAYS = 12
 """Arrays of the size of a block that a compiled block holds at once, a generous count."""
+NEARLY_ZERO = 2.0**-80
+"""A squared length relative to others that stands for zero where there is no value at zero."""
 SURVEYED = 16
 """Lengths of inputs at which variances are looked at, to set the length of series."""
 
@@ -264,6 +266,8 @@ class _Job(NamedTuple):
                     cut = (..., slice(0, rows.stop - i), slice(0, columns.stop - j))
                     same = self.symmetric and i == j
                     arrays = {name: _exact_diagonal(values, same)[cut] for name, values in found.items()}
+                if self.ready.reading.averages:
+                    _require_finite(arrays)
                 yield Block(rows, columns, _assembled(arrays, same))
 
 
@@ -311,8 +315,8 @@ def _ready(net: Program, parameterization: Parameterization, dimension: int, low
     scales, rates = numeric_constants(net, limit_spec(net, parameterization), channels_of(net.grid, dimension))
     ready = Propagation(net, scales, rates)
     lengths = np.exp2(np.linspace(low, high, min(SURVEYED - 1, high - low + 1)))
-    # at zero too: an activation may be largest there
-    ready.survey(np.append(lengths, 0.0))
+    # at zero too: an activation may be largest there; where averages may divide, close to it
+    ready.survey(np.append(lengths, lengths[0] * NEARLY_ZERO if ready.reading.averages else 0.0))
     return ready
 
 
@@ -364,6 +368,16 @@ def _exact_diagonal(moments: Pairs, same: bool) -> np.ndarray:
     at = np.arange(values.shape[-1])
     values[..., at, at] = np.asarray(moments.left)
     return values
+
+
+def _require_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    for name, values in arrays.items():
+        if not np.all(np.isfinite(values)):
+            i, j = (int(k) for k in np.argwhere(~np.isfinite(values))[0][-2:])
+            raise ProgramError(
+                "kernels", f"a non-finite {name} of inputs {i} and {j} of a block", "finite averages, not zero where divided by",
+                "an input may be zero: normalise by sqrt(q + 1e-5) rather than by sqrt(q), or leave it out",
+            )  # fmt: skip
 
 
 def _named(found: KernelSet) -> dict[str, np.ndarray]:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from tp_solver.kernel_regime.fields import Gaussian, Term
-from tp_solver.kernel_regime.pairs import Pairs, Positions, sides, variances
+from tp_solver.kernel_regime.pairs import Array, Pairs, Positions, sides, variances
+from tp_solver.kernel_regime.terms import Factor, Gaussian, Term
 from tp_solver.numerics.duals import dual, dual_function
 
 SLACK = 1.5
@@ -37,6 +37,11 @@ class Survey:
         if (s.factor, t.factor) not in asked:
             asked.append((s.factor, t.factor))
 
+    def note_one(self, f: Factor, q: float) -> None:
+        """A function whose mean is asked for, and the largest variance of its argument."""
+        key = (f[1], f[0])
+        self.largest[key] = max(self.largest.get(key, 0.0), q)
+
     def bound(self, f: sp.Expr, u: Gaussian, g: sp.Expr, v: Gaussian) -> float:
         """An upper bound of the variances, a power of two: few different ones, so that layers share what is compiled."""
         largest = SLACK * max(self.largest[f, u], self.largest[g, v])
@@ -58,6 +63,10 @@ class Concrete:
         values = Pairs(*(jnp.asarray(dual(s.factor, t.factor, *map(np.asarray, a))) for a in arguments))
         return {(s.factor, t.factor): values}
 
+    def mean(self, f: Factor, q: Array) -> Array:
+        self.survey.note_one(f, float(np.max(q)))
+        return jnp.asarray(dual(f[1], sp.S.One, np.asarray(q), 1.0, 0.0))
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -71,6 +80,15 @@ class Traced:
         asked = self.survey.functions[s.forward, t.forward]
         bounded = tuple((f, g, self.survey.bound(f, s.forward, g, t.forward)) for f, g in asked)
         return dict(zip(asked, _together(bounded, kept)(u, v, c, like), strict=True))
+
+    def mean(self, f: Factor, q: Array) -> Array:
+        return _alone(f[1], self.survey.bound(f[1], f[0], f[1], f[0]))(q)
+
+
+@lru_cache(maxsize=512)
+def _alone(f: sp.Expr, largest: float) -> Callable[[Array], Array]:
+    """E f(a) of variances."""
+    return jax.jit(lambda q: dual_function(f, sp.S.One, largest)(q, jnp.ones_like(q), jnp.zeros_like(q)))
 
 
 @lru_cache(maxsize=512)

@@ -7,12 +7,18 @@ positions are linear; everything else is a Gaussian expectation of two functions
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
+import jax.numpy as jnp
 import sympy as sp
 
-from tp_solver.kernel_regime.fields import Field, Gaussian, Reading, Term
-from tp_solver.kernel_regime.pairs import Pairs, Positions, averaged, constant, scaled, through, times, total
+from tp_solver.kernel_regime.fields import Reading
+from tp_solver.kernel_regime.maps import Mixture
+from tp_solver.kernel_regime.pairs import Array, Pairs, Positions, averaged, constant, scaled, through, times, total, variances
+from tp_solver.kernel_regime.products import Means, Points
+from tp_solver.kernel_regime.terms import Factor, Field, Gaussian, Term
+from tp_solver.kernel_regime.weights import Weights
 from tp_solver.program.statements import Pool, Product
 from tp_solver.symbols.activation import X
 
@@ -29,6 +35,10 @@ class Expectations(Protocol):
             u, v, c: <h h>, <h' h'> and <h h'>; None for zero.
             like: moments of the right shape.
         """
+        ...
+
+    def mean(self, f: Factor, q: Array) -> Array:
+        """E F(h) at variances q."""
         ...
 
 
@@ -48,7 +58,9 @@ class Moments:
     ) -> None:
         self._reading, self._data, self._scales, self._kept, self._expectations = reading, data, scales, kept, expectations
         self._atoms: dict[tuple[str, str], Pairs | None] = {}
-        self._duals: dict[tuple[sp.Expr, Gaussian, sp.Expr, Gaussian], Pairs | None] = {}
+        self._duals: dict[tuple[tuple[Factor, ...], tuple[Factor, ...]], Pairs | None] = {}
+        self._means = Means(self._covariance, self._mean_of, lambda f, g: self._forward(_of(f), _of(g)), kept)
+        self._weights = Weights(reading.averages, self._means, self._ones)
         for name in reading.sources:  # in program order, so that deep programs do not recurse deeply
             self._atom(name, name)
 
@@ -63,6 +75,9 @@ class Moments:
     def _product(self, s: Term, t: Term) -> Pairs | None:
         if bool(s.backward) != bool(t.backward):
             return None
+        if s.weight != 1 or t.weight != 1:
+            bare = self._product(replace(s, weight=sp.S.One), replace(t, weight=sp.S.One))
+            return self._weights.times(self._weights.times(bare, s.weight, True), t.weight, False)
         for term, other, first in ((s, t, True), (t, s, False)):
             if pooled := next((n for n, _ in term.backward if n in self._reading.opaque), None):
                 return self._through_mean(term, pooled, other, first)
@@ -78,7 +93,7 @@ class Moments:
     def _through_mean(self, term: Term, pooled: str, other: Term, first: bool) -> Pairs | None:
         """A term whose adjoint holds a mean of ``z F(h)``, which depends on the other term through F too: read what is averaged."""
         pool, weight = self._reading.sources[pooled], dict(term.backward)[pooled]
-        assert isinstance(pool, Pool) and term.factor.is_number  # maps of such means are refused
+        assert isinstance(pool, Pool) and term.constant  # maps of such means are refused
         argument, far = self._reading.fields[pool.arg], (other,)
         rest = tuple((n, c) for n, c in term.backward if n != pooled)
         near = (Term(rest, (), sp.S.One),) if rest else ()
@@ -104,6 +119,11 @@ class Moments:
             return self._data[a] if a == b else None
         s, t = self._reading.sources[a], self._reading.sources[b]
         fields = self._reading.fields
+        for mixture, other, first in ((s, b, True), (t, a, False)):
+            if isinstance(mixture, Mixture):
+                far: Gaussian = ((other, 1.0),)
+                parts = ((w, self._covariance(g, far) if first else self._covariance(far, g)) for w, g in mixture.parts)
+                return _total(self._weights.times(m, w, first) for w, m in parts)
         if isinstance(s, Pool):
             return self._mean(s, self.inner(fields[s.arg], fields[b]), True)
         if isinstance(t, Pool):
@@ -122,7 +142,7 @@ class Moments:
 
     def _forward(self, s: Term, t: Term) -> Pairs | None:
         """<F(h) F'(h')> of the forward parts of two terms."""
-        key = (s.factor, s.forward, t.factor, t.forward)
+        key = (s.factors, t.factors)
         if key not in self._duals:
             self._duals[key] = self._expectation(s, t)
         return self._duals[key]
@@ -134,11 +154,13 @@ class Moments:
                 pool, weight = self._reading.sources[pooled], dict(term.forward)[pooled]
                 assert isinstance(pool, Pool)
                 rest = tuple((n, c) for n, c in term.forward if n != pooled)
-                far = (Term((), other.forward, other.factor),)
+                far = (replace(other, backward=()),)
                 moved = self.inner(fields[pool.arg], far) if first else self.inner(far, fields[pool.arg])
                 remaining = Term((), rest, X)
                 kept = None if not rest else self._forward(remaining, t) if first else self._forward(s, remaining)
                 return _total((_scaled(weight, self._mean(pool, moved, first)), kept))
+        if s.others or t.others:
+            return self._means.of_pairs(s.factors, t.factors, self._ones())
         if s.factor == X and t.factor == X:
             return self._covariance(s.forward, t.forward)
         if s.factor.is_number and t.factor.is_number:
@@ -150,12 +172,22 @@ class Moments:
         c = self._covariance(s.forward, t.forward)
         found = self._expectations.between(s, t, u, v, c, self._ones(), self._kept)
         for (f, g), moments in found.items():
-            self._duals[f, s.forward, g, t.forward] = moments
+            self._duals[((s.forward, f),), ((t.forward, g),)] = moments
         return found[s.factor, t.factor]
+
+    def _mean_of(self, f: Factor) -> Points:
+        """E F(h) at the points of both sets."""
+        u = self._covariance(f[0], f[0])
+        left, right = variances(self._ones().mapped(jnp.zeros_like) if u is None else u, self._kept)
+        return self._expectations.mean(f, left), self._expectations.mean(f, right)
 
     def _ones(self) -> Pairs:
         one = next(iter(self._data.values()))
         return constant(one, self._kept)
+
+
+def _of(f: Factor) -> Term:
+    return Term((), f[0], f[1])
 
 
 def _scaled(factor: float, moments: Pairs | None) -> Pairs | None:
