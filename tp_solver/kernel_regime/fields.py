@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import sympy as sp
 
 from tp_solver.errors import ProgramError
-from tp_solver.kernel_regime.maps import SAMPLED, Known, Mixture, Source, apply, averaged
+from tp_solver.kernel_regime.maps import SAMPLED, Known, Mixture, NoClosedKernels, Source, apply, averaged
 from tp_solver.kernel_regime.terms import Factor, Field, Gaussian, Term, collected
 from tp_solver.limit.transposition import COTANGENT, Backward
 from tp_solver.program.statements import ONE, Average, Map, Pool, Product, Program, Sum
@@ -74,7 +74,7 @@ def _refuse(program: Program) -> None:
     orientations: dict[str, bool] = {}
     for s in program.statements:
         if isinstance(s, Product) and orientations.setdefault(s.matrix, s.transpose) != s.transpose:
-            raise ProgramError(
+            raise NoClosedKernels(
                 str(s),
                 f"{s.matrix} together with its transpose",
                 "one orientation per matrix for kernels in closed form",

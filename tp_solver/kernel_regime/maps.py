@@ -22,6 +22,10 @@ _AFTER_POOL = "put a convolution between pooling and the next activation"
 _HINT = f"in closed form, fields enter by sums of products of functions of one Gaussian field each; {SAMPLED}"
 
 
+class NoClosedKernels(ProgramError):
+    """A program whose kernels have no closed form here; sampling has no such bounds."""
+
+
 @dataclass(frozen=True)
 class Mixture:
     """A Gaussian whose coefficients are numbers per data point: sum of weight times Gaussian."""
@@ -106,7 +110,7 @@ def _mapped(s: Map, known: Known) -> Field:
     (adjoint, *others) = adjoints
     slope = sp.diff(s.expression, symbol(adjoint))
     if others or symbol(adjoint) in slope.free_symbols or s.expression.xreplace({symbol(adjoint): sp.S.Zero}) != 0:
-        raise ProgramError(str(s), s.expression, "a map linear in one adjoint", _HINT)
+        raise NoClosedKernels(str(s), s.expression, "a map linear in one adjoint", _HINT)
     slopes = _forward(s, slope, tuple(a for a in s.arguments if a != adjoint), known)
     if any(not t.constant for t in slopes) and any(n in known.opaque for t in known.fields[adjoint] for n, _ in t.backward):
         raise ProgramError(str(s), "an activation right after a mean over positions", "a matrix between them", _AFTER_POOL)
@@ -150,7 +154,7 @@ def _forward(s: Statement, expression: sp.Expr, arguments: Sequence[str], known:
     got = f"a function of {len(gaussians)} Gaussian fields, {' and '.join(gaussians)}, that does not separate"
     if len(gaussians) == 1:
         got = f"a function of the field {gaussians[0]} and of averages that does not separate"
-    raise ProgramError(str(s), got, "sums of products of functions of one Gaussian field each", _HINT)
+    raise NoClosedKernels(str(s), got, "sums of products of functions of one Gaussian field each", _HINT)
 
 
 class _Carriers:
@@ -198,7 +202,7 @@ def _require_tractable(s: Statement, t: Term, known: Known) -> None:
     """Factors of correlated Gaussians have to be polynomials."""
     for (g, f), (h, e) in combinations(t.factors, 2):
         if not known.independent(g, h) and not (f.is_polynomial(X) and e.is_polynomial(X)):
-            raise ProgramError(
+            raise NoClosedKernels(
                 str(s), f"a function of two correlated Gaussian fields, {shown(g)} and {shown(h)}",
                 "independent ones (of different matrices), or polynomials", SAMPLED,
             )  # fmt: skip

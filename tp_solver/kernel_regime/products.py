@@ -9,8 +9,7 @@ from functools import cache, partial, reduce
 import jax.numpy as jnp
 import sympy as sp
 
-from tp_solver.errors import ProgramError
-from tp_solver.kernel_regime.maps import SAMPLED
+from tp_solver.kernel_regime.maps import SAMPLED, NoClosedKernels
 from tp_solver.kernel_regime.pairs import Array, Pairs, Positions, sides, variances
 from tp_solver.kernel_regime.terms import Factor, Gaussian, shown
 from tp_solver.symbols.activation import X
@@ -111,11 +110,11 @@ def _checked(cluster: list[tuple[Factor, bool]]) -> list[Factor]:
     """Factors of correlated Gaussians, which have to be polynomials.
 
     Raises:
-        ProgramError: if one is not.
+        NoClosedKernels: if one is not.
     """
     factors = [f for f, _ in cluster]
     if not all(f.is_polynomial(X) for _, f in factors):
-        raise ProgramError(
+        raise NoClosedKernels(
             "kernels", f"the mean of a product of functions of {len(factors)} correlated fields, {', '.join(shown(g) for g, _ in factors)}",
             "of at most two, one at either point, or polynomials", SAMPLED,
         )  # fmt: skip
