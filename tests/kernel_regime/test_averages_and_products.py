@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sympy as sp
+from scipy.special import erf
 
 import tp_solver as tp
 from tp_solver.errors import ProgramError
@@ -15,7 +16,6 @@ D = 4
 X = np.random.default_rng(0).standard_normal((3, D))
 Q0 = X @ X.T / D
 W0, V0, W1, V1, w = tp.input_matrix("W0"), tp.input_matrix("V0"), tp.hidden_matrix("W1"), tp.hidden_matrix("V1"), tp.readout("w")
-SWISH = tp.Activation("swish", lambda x: x / (1 + sp.exp(-x)))
 
 
 def rms_norm(h, floor=0):
@@ -32,19 +32,20 @@ def times(a, b):
 
 def gated(x):
     h = rms_norm(W0 @ x)
-    return w @ times(SWISH(W1 @ h), V1 @ h)
+    return w @ times(tp.erf(W1 @ h), V1 @ h)
 
 
 def residual(x):
     h = W0 @ x
-    return w @ tp.tanh(rms_norm(h + W1 @ tp.tanh(layer_norm(h))))
+    return w @ tp.erf(rms_norm(h + W1 @ tp.erf(layer_norm(h))))
 
 
 NETS = {
-    "before": tp.program(lambda x: w @ tp.tanh(layer_norm(W1 @ tp.tanh(layer_norm(W0 @ x)))), "before"),
+    "before": tp.program(lambda x: w @ tp.erf(layer_norm(W1 @ tp.erf(layer_norm(W0 @ x)))), "before"),
     "after": tp.program(lambda x: w @ layer_norm(tp.relu(W1 @ layer_norm(tp.relu(W0 @ x)))), "after"),
     "residual": tp.program(residual, "residual"),
     "gated": tp.program(gated, "gated"),
+    "swish": tp.program(lambda x: w @ tp.entrywise(lambda a, b: a * b / (1 + sp.exp(-a)), tp.linear(W0 @ x), V0 @ x), "swish"),
     "bilinear": tp.program(lambda x: w @ tp.linear(times(W0 @ x, V0 @ x)), "bilinear"),
 }
 
@@ -71,10 +72,10 @@ def test_normalisation_before_activations_against_quadrature():
     """Unit variances forward; backward 1 / sqrt(q q'), and nothing through the averages."""
 
     def slope(x):
-        return 1 / np.cosh(x) ** 2
+        return 2 / np.sqrt(np.pi) * np.exp(-(x**2))
 
-    phi1 = mean(np.tanh, np.tanh, correlations(Q0))
-    phi2 = mean(np.tanh, np.tanh, correlations(phi1))
+    phi1 = mean(erf, erf, correlations(Q0))
+    phi2 = mean(erf, erf, correlations(phi1))
     g2 = mean(slope, slope, correlations(phi1)) * correlations(phi1) / phi1
     g1 = g2 * mean(slope, slope, correlations(Q0)) * correlations(Q0) / Q0
     found = tp.kernels(NETS["before"], tp.ntk, X, layers=True)
@@ -131,12 +132,12 @@ def test_polynomials_of_correlated_fields():
 
     def network(x):
         h = W0 @ x
-        return w @ tp.linear(times(h, h + W1 @ tp.tanh(h)))
+        return w @ tp.linear(times(h, h + W1 @ tp.erf(h)))
 
-    q, k = Q0.diagonal(), mean(np.tanh, np.tanh, Q0)
+    q, k = Q0.diagonal(), mean(erf, erf, Q0)
     assert tp.kernels(tp.program(network), tp.ntk, X).nngp == pytest.approx(np.outer(q, q) + 2 * Q0**2 + Q0 * k, rel=1e-10)
-    twice = tp.program(lambda x: w @ tp.linear(times(tp.tanh(W0 @ x), W0 @ x)))
-    once = tp.program(lambda x: w @ tp.Activation("once", lambda a: a * sp.tanh(a))(W0 @ x))
+    twice = tp.program(lambda x: w @ tp.linear(times(tp.erf(W0 @ x), W0 @ x)))
+    once = tp.program(lambda x: w @ tp.Activation("once", lambda a: a * sp.erf(a))(W0 @ x))
     for name in ("nngp", "ntk"):
         assert getattr(tp.kernels(twice, tp.ntk, X), name) == pytest.approx(getattr(tp.kernels(once, tp.ntk, X), name), rel=1e-12)
 
@@ -184,20 +185,20 @@ def test_training_in_function_space():
 def test_zero_inputs_have_no_direction():
     with pytest.raises(ProgramError, match=r"normalise by sqrt\(q \+ 1e-5\)"):
         tp.kernels(NETS["before"], tp.ntk, np.vstack([X, np.zeros(D)]))
-    net = tp.program(lambda x: w @ tp.tanh(rms_norm(W0 @ x, 1e-3)))
+    net = tp.program(lambda x: w @ tp.erf(rms_norm(W0 @ x, 1e-3)))
     assert tp.kernels(net, tp.ntk, np.vstack([X, np.zeros(D)])).nngp[3] == pytest.approx(np.zeros(4), abs=0)
 
 
 def product_of_correlated(x):
     h = W0 @ x
-    return w @ times(tp.tanh(h), tp.tanh(h + W1 @ tp.tanh(h)))
+    return w @ times(tp.erf(h), tp.erf(h + W1 @ tp.erf(h)))
 
 
 @pytest.mark.parametrize(
     "network",
     [
         lambda x: w @ tp.entrywise(lambda a, b: sp.tanh(a * b), tp.linear(W0 @ x), V0 @ x),
-        lambda x: w @ tp.tanh(layer_norm(tp.relu(W0 @ x))),
+        lambda x: w @ tp.erf(layer_norm(tp.relu(W0 @ x))),
         product_of_correlated,
     ],
     ids=["inseparable", "shifted", "correlated"],

@@ -40,10 +40,10 @@ class Sampling:
     """How kernels are sampled: sites per replicate, independent replicates, seed, and the share of the squared size below which
     directions are dropped."""
 
-    samples: int
-    replicates: int
-    seed: int
-    tol: float
+    samples: int = 4096
+    replicates: int = 4
+    seed: int = 0
+    tol: float = tolerance_for(4096)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -102,8 +102,8 @@ def sampled_kernels(
         memory: GiB that the samples may take.
 
     Raises:
-        InputError: for malformed inputs. ProgramError: for programs over positions, ones that feed the output back, or unbound
-            symbols. ParameterizationError: for a parameterization without a limit. BudgetError: for too many samples or points.
+        InputError: for malformed inputs. ProgramError: for programs over positions, unbound symbols, or kernels that are not finite.
+        ParameterizationError: for a parameterization without a limit. BudgetError: for too many samples or points.
 
     Example: ``found = tp.sampled_kernels(net, tp.ntk, X); print(found.ntk, found.stderr.ntk)``.
     """
@@ -123,21 +123,14 @@ def sampled_kernels(
         tolerance_for(samples) if tol is None else checks.number("tol", tol, above=0.0, maximum=1.0),
     )
     memory = checks.number("memory", memory, above=0.0, hint="memory is in GiB")
-    _require_sampleable(net)
-    program = _Initial(net, limit_spec(net, parameterization), np.concatenate([x1, x2]), memory)
-    n = len(x1)
-    rows, columns = slice(0, n), slice(n, None) if len(x2) else slice(0, n)
-    return _sampled(program, sampling, rows, columns, X2 is None)
-
-
-def _require_sampleable(net: Program) -> None:
     if net.grid:
         raise ProgramError(
             net.name, "a program over positions", "dense layers", "tp.kernels takes positions, as far as it has closed forms"
         )
-    back = [s for s in net.products() if s.transpose and net.matrix(s.matrix).role is Role.READOUT]
-    if back:
-        raise ProgramError(str(back[0]), "an output that is fed back", "a readout that is read once", "use a hidden matrix")
+    program = _Initial(net, limit_spec(net, parameterization), np.concatenate([x1, x2]), memory)
+    n = len(x1)
+    rows, columns = slice(0, n), slice(n, None) if len(x2) else slice(0, n)
+    return _sampled(program, sampling, rows, columns, X2 is None)
 
 
 class _Initial:
