@@ -121,7 +121,7 @@ def averaged(s: Average, known: Known) -> Field:
     """The field of an average: its own symbol as a weight, or nothing where the mean is zero.
 
     Terms linear in an adjoint have mean zero: z is independent of every forward field (no forward product reads what a backward
-    one writes, which :func:`tp_solver.kernel_regime.fields.read` makes sure of) and has mean zero itself (KR.12).
+    one writes, which :func:`tp_solver.kernel_regime.fields.read` makes sure of) and has mean zero itself (KR.11).
     """
     terms = _mapped(Map(s.out, s.expression, s.arguments), known)
     assert not any(n == COTANGENT for t in terms for n, _ in t.backward)  # the one adjoint that is no product lives on the outputs

@@ -1,4 +1,4 @@
-"""Means of products of functions of several Gaussians, from those of one and of two (``theory/kernel_regime.md``, KR.11)."""
+"""Means of products of functions of several Gaussians, from those of one and of two (``theory/kernel_regime.md``, KR.12)."""
 
 from __future__ import annotations
 

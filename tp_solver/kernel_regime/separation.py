@@ -1,4 +1,4 @@
-"""Functions of several variables as sums of products of functions of one (``theory/kernel_regime.md``, KR.11)."""
+"""Functions of several variables as sums of products of functions of one (``theory/kernel_regime.md``, KR.12)."""
 
 from __future__ import annotations
 
