@@ -17,7 +17,7 @@ from tp_solver.numerics.pointwise import Parity, parity_of
 from tp_solver.program.statements import Average, Map, Pool, Product, Statement, symbol
 from tp_solver.symbols.activation import X
 
-SAMPLED = "tp.sampled_kernels takes any program; or solve with method='march'"
+SAMPLED = "tp.sampled_kernels takes any program without positions; or solve with method='march'"
 _AFTER_POOL = "put a convolution between pooling and the next activation"
 _HINT = f"in closed form, fields enter by sums of products of functions of one Gaussian field each; {SAMPLED}"
 
@@ -142,7 +142,7 @@ def _odd(t: Term, known: Known) -> bool:
 
 def _forward(s: Statement, expression: sp.Expr, arguments: Sequence[str], known: Known) -> list[Term]:
     """A function of forward fields as terms; where that needs Gaussians with a scale of their own at every data point, of those."""
-    weighted = [a for a in arguments if any(t.weight != 1 for t in known.fields[a])]
+    weighted = [a for a in arguments if any(t.weight is not sp.S.One for t in known.fields[a])]
     mixable = [a for a in weighted if known.fields[a] and linear(known.fields[a])]
     for chosen in ([], mixable) if mixable else ([],):
         carriers = _Carriers(s, known)

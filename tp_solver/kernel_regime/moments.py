@@ -58,9 +58,8 @@ class Moments:
     ) -> None:
         self._reading, self._data, self._scales, self._kept, self._expectations = reading, data, scales, kept, expectations
         self._atoms: dict[tuple[str, str], Pairs | None] = {}
-        self._duals: dict[tuple[tuple[Factor, ...], tuple[Factor, ...]], Pairs | None] = {}
-        self._means = Means(self._covariance, self._mean_of, lambda f, g: self._forward(_of(f), _of(g)), kept)
-        self._weights = Weights(reading.averages, self._means, self._ones)
+        self._duals: dict[tuple[sp.Expr, Gaussian, tuple[Factor, ...], sp.Expr, Gaussian, tuple[Factor, ...]], Pairs | None] = {}
+        self._points: dict[sp.Expr, Points] = {}
         for name in reading.sources:  # in program order, so that deep programs do not recurse deeply
             self._atom(name, name)
 
@@ -75,7 +74,7 @@ class Moments:
     def _product(self, s: Term, t: Term) -> Pairs | None:
         if bool(s.backward) != bool(t.backward):
             return None
-        if s.weight != 1 or t.weight != 1:
+        if s.weight is not sp.S.One or t.weight is not sp.S.One:
             bare = self._product(replace(s, weight=sp.S.One), replace(t, weight=sp.S.One))
             return self._weights.times(self._weights.times(bare, s.weight, True), t.weight, False)
         for term, other, first in ((s, t, True), (t, s, False)):
@@ -119,11 +118,10 @@ class Moments:
             return self._data[a] if a == b else None
         s, t = self._reading.sources[a], self._reading.sources[b]
         fields = self._reading.fields
-        for mixture, other, first in ((s, b, True), (t, a, False)):
-            if isinstance(mixture, Mixture):
-                far: Gaussian = ((other, 1.0),)
-                parts = ((w, self._covariance(g, far) if first else self._covariance(far, g)) for w, g in mixture.parts)
-                return _total(self._weights.times(m, w, first) for w, m in parts)
+        if isinstance(s, Mixture):
+            return _total(self._weights.times(self._covariance(g, ((b, 1.0),)), w, True) for w, g in s.parts)
+        if isinstance(t, Mixture):
+            return _total(self._weights.times(self._covariance(((a, 1.0),), g), w, False) for w, g in t.parts)
         if isinstance(s, Pool):
             return self._mean(s, self.inner(fields[s.arg], fields[b]), True)
         if isinstance(t, Pool):
@@ -142,7 +140,7 @@ class Moments:
 
     def _forward(self, s: Term, t: Term) -> Pairs | None:
         """<F(h) F'(h')> of the forward parts of two terms."""
-        key = (s.factors, t.factors)
+        key = (s.factor, s.forward, s.others, t.factor, t.forward, t.others)
         if key not in self._duals:
             self._duals[key] = self._expectation(s, t)
         return self._duals[key]
@@ -172,8 +170,17 @@ class Moments:
         c = self._covariance(s.forward, t.forward)
         found = self._expectations.between(s, t, u, v, c, self._ones(), self._kept)
         for (f, g), moments in found.items():
-            self._duals[((s.forward, f),), ((t.forward, g),)] = moments
+            self._duals[f, s.forward, (), g, t.forward, ()] = moments
         return found[s.factor, t.factor]
+
+    @property
+    def _means(self) -> Means:
+        # made when asked for, as are the weights: kept, they would keep all arrays until a garbage collection
+        return Means(self._covariance, self._mean_of, lambda f, g: self._forward(_of(f), _of(g)), self._kept)
+
+    @property
+    def _weights(self) -> Weights:
+        return Weights(self._reading.averages, self._means, self._ones, self._points)
 
     def _mean_of(self, f: Factor) -> Points:
         """E F(h) at the points of both sets."""

@@ -145,7 +145,11 @@ def collected(terms: Iterable[Term]) -> Field:
 
 def _normal(t: Term) -> tuple[sp.Expr, sp.Expr, tuple[Factor, ...]]:
     """The number in front, the rest of the weight, and the factors in a fixed order (a single one whole)."""
-    number, weight = (t.weight, sp.S.One) if t.weight.is_number else t.weight.as_independent(*t.weight.free_symbols, as_Add=False)
+    number, weight = (
+        (t.weight, sp.S.One)
+        if t.weight is sp.S.One or t.weight.is_number
+        else t.weight.as_independent(*t.weight.free_symbols, as_Add=False)
+    )
     factors: list[Factor] = []
     for g, f in t.factors:
         if X not in f.free_symbols:
