@@ -126,7 +126,8 @@ def kernels(
     """Kernels at initialisation of a program at infinite width.
 
     Args:
-        net: a program such as ``tp.mlp(depth=3, activation=tp.relu)``, or one over a grid of positions.
+        net: a program such as ``tp.mlp(depth=3, activation=tp.relu)``, or one over a grid of positions; averages (layer normalisation) and
+            functions of several fields that separate (gates) are part of the closed form.
         parameterization: its exponents and constants; for one that learns features these are the kernels of the lazy limit.
         X: (n1, D), or (n1, *grid, channels).
         X2: a second set; None for the kernels of X with itself, half of which follow by symmetry.
@@ -135,7 +136,7 @@ def kernels(
         memory: GiB that the results and the work may take.
 
     Raises:
-        InputError: for malformed inputs. ProgramError: for programs that leave the Gaussian class.
+        InputError: for malformed inputs. ProgramError: for programs without a closed form (:func:`tp_solver.sampled_kernels` takes those).
         ParameterizationError: for a parameterization without a limit.
         BudgetError: if the results, or one block, do not fit: the message says what would.
 
