@@ -136,6 +136,8 @@ def test_polynomials_of_correlated_fields():
 
     q, k = Q0.diagonal(), mean(erf, erf, Q0)
     assert tp.kernels(tp.program(network), tp.ntk, X).nngp == pytest.approx(np.outer(q, q) + 2 * Q0**2 + Q0 * k, rel=1e-10)
+    single = tp.kernels(tp.program(network), tp.ntk, X, dtype="float32").nngp
+    assert single.dtype == np.float32 and single == pytest.approx(np.outer(q, q) + 2 * Q0**2 + Q0 * k, rel=1e-5)
     twice = tp.program(lambda x: w @ tp.linear(times(tp.erf(W0 @ x), W0 @ x)))
     once = tp.program(lambda x: w @ tp.Activation("once", lambda a: a * sp.erf(a))(W0 @ x))
     for name in ("nngp", "ntk"):
@@ -200,6 +202,18 @@ def test_gates_separate():
         assert sp.expand(sp.powsimp(total - e, force=True)) == 0
     for e in (sp.tanh(a * b), sp.exp(c * a), sp.tanh(a + c), 1 / (a + b)):
         assert separated(e, (a, b)) is None
+
+
+def test_averages_of_products_of_correlated_fields():
+    """<h (h + u)> = q, and odd powers have mean zero."""
+
+    def network(x):
+        h = W0 @ x
+        second, third = (tp.average(f, h, h + V0 @ x) for f in (lambda a, b: a * b, lambda a, b: a * b**2))
+        return w @ tp.linear(tp.entrywise(lambda a, c, d: a * (c + d), h, second, third))
+
+    q = Q0.diagonal()
+    assert tp.kernels(tp.program(network), tp.ntk, X).nngp == pytest.approx(Q0 * np.outer(q, q), rel=1e-12)
 
 
 @pytest.mark.slow

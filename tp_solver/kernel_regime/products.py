@@ -16,6 +16,8 @@ from tp_solver.symbols.activation import X
 
 Points = tuple[Array, Array]
 """A number for every point of both sets, (n1, *grid) and (n2, *grid)."""
+Number = Array | float
+"""Python's own numbers leave the precision to the arrays."""
 
 
 def seen(values: Points, first: bool, kept: Positions) -> Pairs:
@@ -78,11 +80,19 @@ class Means:
         factors = _checked(cluster)
 
         @cache
-        def covariance(i: int, j: int) -> Points:
+        def covariance(i: int, j: int) -> Points | None:
             return self._at_points(factors[i][0], factors[j][0])
 
+        def entry(k: int, i: int, j: int) -> Number:
+            found = covariance(i, j)
+            return 0.0 if found is None else found[k]
+
         functions = [f for _, f in factors]
-        return wick(functions, lambda i, j: covariance(i, j)[0]), wick(functions, lambda i, j: covariance(i, j)[1])
+        variance = covariance(0, 0)
+        assert variance is not None  # what has none is correlated with nothing
+        # the zeros give odd powers, whose mean is zero, the shape of points
+        left, right = (jnp.zeros_like(v) + wick(functions, partial(entry, k)) for k, v in enumerate(variance))
+        return left, right
 
     def _polynomial(self, cluster: list[tuple[Factor, bool]]) -> Pairs:
         """Polynomials of jointly Gaussian variables, some at the first point and some at the second."""
@@ -91,19 +101,20 @@ class Means:
         def covariance(i: int, j: int) -> Pairs | None:
             (((g, _), at), ((h, _), other)) = cluster[i], cluster[j]
             if at is other:
-                return seen(self._at_points(g, h), at, self.kept)
+                found = self._at_points(g, h)
+                return None if found is None else seen(found, at, self.kept)
             return self.covariance(g, h) if at else self.covariance(h, g)
 
-        def entry(k: int, i: int, j: int) -> Array:
+        def entry(k: int, i: int, j: int) -> Number:
             found = covariance(i, j)
-            return jnp.zeros(()) if found is None else found[k]
+            return 0.0 if found is None else found[k]
 
         functions = [f for _, f in _checked(cluster)]
-        return Pairs(*(wick(functions, partial(entry, k)) for k in range(3)))
+        return Pairs(*(jnp.asarray(wick(functions, partial(entry, k))) for k in range(3)))
 
-    def _at_points(self, g: Gaussian, h: Gaussian) -> Points:
+    def _at_points(self, g: Gaussian, h: Gaussian) -> Points | None:
         found = self.covariance(g, h)
-        return (jnp.zeros(()), jnp.zeros(())) if found is None else variances(found, self.kept)
+        return None if found is None else variances(found, self.kept)
 
 
 def _checked(cluster: list[tuple[Factor, bool]]) -> list[Factor]:
@@ -121,7 +132,7 @@ def _checked(cluster: list[tuple[Factor, bool]]) -> list[Factor]:
     return factors
 
 
-def wick(functions: Sequence[sp.Expr], covariance: Callable[[int, int], Array]) -> Array:
+def wick(functions: Sequence[sp.Expr], covariance: Callable[[int, int], Number]) -> Number:
     """The mean of a product of polynomials of centred Gaussians, by Isserlis' theorem.
 
     Args:
@@ -130,14 +141,14 @@ def wick(functions: Sequence[sp.Expr], covariance: Callable[[int, int], Array]) 
     """
 
     @cache
-    def moment(powers: tuple[int, ...]) -> Array:
+    def moment(powers: tuple[int, ...]) -> Number:
         i = next((k for k, n in enumerate(powers) if n), None)
         if i is None:
-            return jnp.ones(())
+            return 1.0
         rest = _less(powers, i)
-        return sum((n * covariance(i, j) * moment(_less(rest, j)) for j, n in enumerate(rest) if n), start=jnp.zeros(()))
+        return sum((n * covariance(i, j) * moment(_less(rest, j)) for j, n in enumerate(rest) if n), start=0.0)
 
-    total = jnp.zeros(())
+    total: Number = 0.0
     monomials: list[tuple[tuple[int, ...], float]] = [((), 1.0)]
     for f in functions:
         terms = sp.Poly(f, X).terms()
