@@ -17,7 +17,7 @@ from tp_solver.numerics.pointwise import Parity, parity_of
 from tp_solver.program.statements import Average, Map, Pool, Product, Statement, symbol
 from tp_solver.symbols.activation import X
 
-SAMPLED = "tp.sampled_kernels takes any program without positions; or solve with method='march'"
+SAMPLED = "tp.sampled_kernels takes any program without positions, and tp.solve falls back on it"
 _AFTER_POOL = "put a convolution between pooling and the next activation"
 _HINT = f"in closed form, fields enter by sums of products of functions of one Gaussian field each; {SAMPLED}"
 

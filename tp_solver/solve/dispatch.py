@@ -43,7 +43,7 @@ def solve(
         theory: what :func:`tp_solver.limit` derived.
         task: the data.
         gamma0: feature-learning strength (f = output / gamma0); 0 is the kernel limit.
-        samples: Monte-Carlo sites per replicate, even, at least 64.
+        samples: Monte-Carlo sites per replicate, even, at least 64; in the kernel regime for kernels without a closed form alone.
         replicates: independent scramblings; standard errors come from them.
         seed: of all random numbers; the same seed gives the same bits.
         method: "march" (default where features are learned), "fixed_point", "linear", "kernel" (default in the kernel
