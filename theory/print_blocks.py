@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import sympy as sp
 
@@ -114,6 +115,17 @@ def kernel() -> str:
     return text(*(e for e in theory.equations if e.kind in (Kind.GAUSSIAN, Kind.KERNEL, Kind.OUTPUT)))
 
 
+def normalised() -> str:
+    W0, W1, w = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.readout("w")
+
+    def network(x: Any) -> Any:
+        u = (W1 @ tp.tanh(W0 @ x)).named("y")
+        return w @ tp.tanh(tp.entrywise(lambda a, q: a / sp.sqrt(q), u, tp.average(lambda a: a**2, u).named("q")))
+
+    theory = tp.limit(tp.program(network, "normalised"), tp.ntk, TRAIN)
+    return text(*(e for e in theory.equations if e.kind in (Kind.FIELD, Kind.KERNEL)), theory["K"])
+
+
 def heavy_ball() -> str:
     theory = tp.limit(NET, tp.ntk, tp.GradientDescent(lr=0.1, steps=100, momentum=0.9))
     return text(theory["f"], theory["e"])
@@ -139,6 +151,7 @@ PRINTERS: Mapping[str, Callable[[], str]] = {
         feature_latex,
         cross_entropy,
         kernel,
+        normalised,
         heavy_ball,
         selected,
         remembered,

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     )
     from tp_solver.restore import load
     from tp_solver.solve.advice import Advice, advise
+    from tp_solver.solve.sampled_kernels import SampledKernels, sampled_kernels
     from tp_solver.sweeps.runs import EnsembleRun, LimitRun
     from tp_solver.sweeps.sweep import Sweep, sweep
 
@@ -120,6 +121,7 @@ __all__ = [
     "RangeError",
     "Regime",
     "RegimeReport",
+    "SampledKernels",
     "Schedule",
     "Solution",
     "SquaredError",
@@ -194,6 +196,7 @@ __all__ = [
     "relu",
     "robust_training",
     "sample_then_optimise",
+    "sampled_kernels",
     "save_ensemble",
     "second_kernel",
     "simulate",
@@ -304,6 +307,10 @@ _AT_FIRST_USE = {
     "tp_solver.solve.advice": (
         "Advice",
         "advise",
+    ),
+    "tp_solver.solve.sampled_kernels": (
+        "SampledKernels",
+        "sampled_kernels",
     ),
 }
 """Names by modules that import jax, which alone takes longer than everything else here."""

@@ -233,12 +233,6 @@ def two_fields(x):
     return tp.readout("w") @ tanh(stream)
 
 
-def an_average(x):
-    h = tp.input_matrix("W0") @ x
-    size = tp.average(lambda a: a**2, h)
-    return tp.readout("w") @ tanh(tp.entrywise(lambda a, c: a / sp.sqrt(1 + c), h, size))
-
-
 def both_ways(x):
     W1 = tp.hidden_matrix("W1")
     return tp.readout("w") @ tanh(W1.T @ tanh(W1 @ tanh(tp.input_matrix("W0") @ x)))
@@ -248,7 +242,7 @@ def symbolic(x):
     return tp.readout("w") @ tanh(sp.Symbol("beta") * (tp.input_matrix("W0") @ x))
 
 
-@pytest.mark.parametrize("network", [two_fields, an_average, both_ways, symbolic], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("network", [two_fields, both_ways, symbolic], ids=lambda f: f.__name__)
 def test_what_is_not_gaussian_is_refused(network):
     net = tp.program(network)
     with pytest.raises(ProgramError) as error:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tp_solver import checks
-from tp_solver.errors import BudgetError, InputError, RangeError
+from tp_solver.errors import BudgetError, InputError, ProgramError, RangeError
 from tp_solver.kernel_regime.constants import numeric_constants
 from tp_solver.kernel_regime.pairs import Pairs, stacked
 from tp_solver.kernel_regime.propagation import LayerKernels, Propagation
@@ -34,6 +34,8 @@ GRID_BYTES = 2**21
 """The same over a grid, where a block takes more pieces. Arrays much larger come anew from the system, page by page, at every piece."""
 LIVE_ARRAYS = 12
 """Arrays of the size of a block that a compiled block holds at once, a generous count."""
+NEARLY_ZERO = 2.0**-80
+"""A squared length relative to others that stands for zero where there is no value at zero."""
 SURVEYED = 16
 """Lengths of inputs at which variances are looked at, to set the length of series."""
 
@@ -127,7 +129,8 @@ def kernels(
     """Kernels at initialisation of a program at infinite width.
 
     Args:
-        net: a program such as ``tp.mlp(depth=3, activation=tp.relu)``, or one over a grid of positions.
+        net: a program such as ``tp.mlp(depth=3, activation=tp.relu)``, or one over a grid of positions; averages (layer normalisation) and
+            functions of several fields that separate (gates) are part of the closed form.
         parameterization: its exponents and constants; for one that learns features these are the kernels of the lazy limit.
         X: (n1, D), or (n1, *grid, channels).
         X2: a second set; None for the kernels of X with itself, half of which follow by symmetry.
@@ -136,7 +139,7 @@ def kernels(
         memory: GiB that the results and the work may take.
 
     Raises:
-        InputError: for malformed inputs. ProgramError: for programs that leave the Gaussian class.
+        InputError: for malformed inputs. ProgramError: for programs without a closed form (:func:`tp_solver.sampled_kernels` takes those).
         ParameterizationError: for a parameterization without a limit.
         BudgetError: if the results, or one block, do not fit: the message says what would.
 
@@ -268,6 +271,8 @@ class _Job(NamedTuple):
                     cut = (..., slice(0, rows.stop - i), slice(0, columns.stop - j))
                     same = self.symmetric and i == j
                     arrays = {name: _exact_diagonal(values, same)[cut] for name, values in found.items()}
+                if self.ready.reading.averages:
+                    _require_finite(arrays)
                 yield Block(rows, columns, _assembled(arrays, same))
 
 
@@ -315,8 +320,8 @@ def _ready(net: Program, parameterization: Parameterization, dimension: int, low
     scales, rates = numeric_constants(net, limit_spec(net, parameterization), channels_of(net.grid, dimension))
     ready = Propagation(net, scales, rates)
     lengths = np.exp2(np.linspace(low, high, min(SURVEYED - 1, high - low + 1)))
-    # at zero too: an activation may be largest there
-    ready.survey(np.append(lengths, 0.0))
+    # at zero too: an activation may be largest there; where averages may divide, close to it
+    ready.survey(np.append(lengths, lengths[0] * NEARLY_ZERO if ready.reading.averages else 0.0))
     return ready
 
 
@@ -372,6 +377,16 @@ def _exact_diagonal(moments: Pairs, same: bool) -> np.ndarray:
     at = np.arange(values.shape[-1])
     values[..., at, at] = np.asarray(moments.left)
     return values
+
+
+def _require_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    for name, values in arrays.items():
+        if not np.all(np.isfinite(values)):
+            i, j = (int(k) for k in np.argwhere(~np.isfinite(values))[0][-2:])
+            raise ProgramError(
+                "kernels", f"a non-finite {name} of inputs {i} and {j} of a block", "finite averages, not zero where divided by",
+                "an input may be zero: normalise by sqrt(q + 1e-5) rather than by sqrt(q), or leave it out",
+            )  # fmt: skip
 
 
 def _named(found: KernelSet) -> dict[str, np.ndarray]:

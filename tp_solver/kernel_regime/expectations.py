@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from tp_solver.kernel_regime.fields import Gaussian, Term
-from tp_solver.kernel_regime.pairs import Pairs, Positions, sides, variances
+from tp_solver.kernel_regime.pairs import Pairs, Points, Positions, sides, variances
 from tp_solver.kernel_regime.recording import Kind, piece
+from tp_solver.kernel_regime.terms import Factor, Gaussian, Term
 from tp_solver.numerics.duals import dual, dual_function, in_closed_form
 
 SLACK = 1.5
@@ -38,6 +38,11 @@ class Survey:
         if (s.factor, t.factor) not in asked:
             asked.append((s.factor, t.factor))
 
+    def note_one(self, f: Factor, q: float) -> None:
+        """A function whose mean is asked for, and the largest variance of its argument."""
+        key = (f[1], f[0])
+        self.largest[key] = max(self.largest.get(key, 0.0), q)
+
     def bound(self, f: sp.Expr, u: Gaussian, g: sp.Expr, v: Gaussian) -> float:
         """An upper bound of the variances, a power of two: few different ones, so that layers share what is compiled."""
         if in_closed_form(f, g):  # whatever the variances are
@@ -58,8 +63,14 @@ class Concrete:
         arguments = _arguments(u, v, c, like, kept)
         sizes = [max(float(np.max(a[k])) for a in arguments) for k in (0, 1)]
         self.survey.note(s, t, *sizes)
-        values: Any = [dual(s.factor, t.factor, *a) for a in arguments]
+        values: Any = [dual(s.factor, t.factor, *map(np.asarray, a)) for a in arguments]
         return {(s.factor, t.factor): Pairs(*values)}
+
+    def mean(self, f: Factor, u: Pairs, kept: Positions) -> Points:
+        q = [np.asarray(a) for a in variances(u, kept)]
+        self.survey.note_one(f, max(float(np.max(a)) for a in q))
+        left, right = (dual(f[1], sp.S.One, a, 1.0, 0.0) for a in q)
+        return left, right  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,21 @@ class Traced:
         bounded = tuple((f, g, self.survey.bound(f, s.forward, g, t.forward)) for f, g in asked)
         found = _together(bounded, kept)(u, v, c, like)
         return {functions: found[k] for k, functions in enumerate(asked)}
+
+    def mean(self, f: Factor, u: Pairs, kept: Positions) -> Points:
+        found = _alone(f[1], self.survey.bound(f[1], f[0], f[1], f[0]), kept)(u)
+        return found[0], found[1]
+
+
+@lru_cache(maxsize=512)
+def _alone(f: sp.Expr, largest: float, kept: Positions) -> Callable[[Pairs], Points]:
+    """E f(a) of the variances."""
+
+    def evaluated(u: Pairs) -> Points:
+        left, right = (dual_function(f, sp.S.One, largest)(q, jnp.ones_like(q), jnp.zeros_like(q)) for q in variances(u, kept))
+        return left, right
+
+    return piece(Kind.EXPECTATION)(evaluated)
 
 
 @lru_cache(maxsize=512)

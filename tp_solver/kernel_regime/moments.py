@@ -7,12 +7,17 @@ positions are linear; everything else is a Gaussian expectation of two functions
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import sympy as sp
 
-from tp_solver.kernel_regime.fields import Field, Gaussian, Reading, Term
-from tp_solver.kernel_regime.pairs import Pairs, Positions, averaged, constant, scaled, through, times, total
+from tp_solver.kernel_regime.fields import Reading
+from tp_solver.kernel_regime.maps import Mixture
+from tp_solver.kernel_regime.pairs import Pairs, Points, Positions, averaged, constant, scaled, through, times, total
+from tp_solver.kernel_regime.products import Means
+from tp_solver.kernel_regime.terms import Factor, Field, Gaussian, Term
+from tp_solver.kernel_regime.weights import Weights
 from tp_solver.program.statements import Pool, Product
 from tp_solver.symbols.activation import X
 
@@ -28,6 +33,14 @@ class Expectations(Protocol):
         Args:
             u, v, c: <h h>, <h' h'> and <h h'>; None for zero.
             like: moments of the right shape.
+        """
+        ...
+
+    def mean(self, f: Factor, u: Pairs, kept: Positions) -> Points:
+        """E F(h) at the points of both sets.
+
+        Args:
+            u: <h h>.
         """
         ...
 
@@ -48,7 +61,8 @@ class Moments:
     ) -> None:
         self._reading, self._data, self._scales, self._kept, self._expectations = reading, data, scales, kept, expectations
         self._atoms: dict[tuple[str, str], Pairs | None] = {}
-        self._duals: dict[tuple[sp.Expr, Gaussian, sp.Expr, Gaussian], Pairs | None] = {}
+        self._duals: dict[tuple[sp.Expr, Gaussian, tuple[Factor, ...], sp.Expr, Gaussian, tuple[Factor, ...]], Pairs | None] = {}
+        self._points: dict[sp.Expr, Points] = {}
         for name in reading.sources:  # in program order, so that deep programs do not recurse deeply
             self._atom(name, name)
 
@@ -63,6 +77,9 @@ class Moments:
     def _product(self, s: Term, t: Term) -> Pairs | None:
         if bool(s.backward) != bool(t.backward):
             return None
+        if s.weight is not sp.S.One or t.weight is not sp.S.One:
+            bare = self._product(replace(s, weight=sp.S.One), replace(t, weight=sp.S.One))
+            return self._weights.times(self._weights.times(bare, s.weight, True), t.weight, False)
         for term, other, first in ((s, t, True), (t, s, False)):
             if pooled := next((n for n, _ in term.backward if n in self._reading.opaque), None):
                 return self._through_mean(term, pooled, other, first)
@@ -78,7 +95,7 @@ class Moments:
     def _through_mean(self, term: Term, pooled: str, other: Term, first: bool) -> Pairs | None:
         """A term whose adjoint holds a mean of ``z F(h)``, which depends on the other term through F too: read what is averaged."""
         pool, weight = self._reading.sources[pooled], dict(term.backward)[pooled]
-        assert isinstance(pool, Pool) and term.factor.is_number  # maps of such means are refused
+        assert isinstance(pool, Pool) and term.constant  # maps of such means are refused
         argument, far = self._reading.fields[pool.arg], (other,)
         rest = tuple((n, c) for n, c in term.backward if n != pooled)
         near = (Term(rest, (), sp.S.One),) if rest else ()
@@ -104,6 +121,10 @@ class Moments:
             return self._data[a] if a == b else None
         s, t = self._reading.sources[a], self._reading.sources[b]
         fields = self._reading.fields
+        if isinstance(s, Mixture):
+            return _total(self._weights.times(self._covariance(g, ((b, 1.0),)), w, True) for w, g in s.parts)
+        if isinstance(t, Mixture):
+            return _total(self._weights.times(self._covariance(((a, 1.0),), g), w, False) for w, g in t.parts)
         if isinstance(s, Pool):
             return self._mean(s, self.inner(fields[s.arg], fields[b]), True)
         if isinstance(t, Pool):
@@ -122,7 +143,7 @@ class Moments:
 
     def _forward(self, s: Term, t: Term) -> Pairs | None:
         """<F(h) F'(h')> of the forward parts of two terms."""
-        key = (s.factor, s.forward, t.factor, t.forward)
+        key = (s.factor, s.forward, s.others, t.factor, t.forward, t.others)
         if key not in self._duals:
             self._duals[key] = self._expectation(s, t)
         return self._duals[key]
@@ -134,11 +155,13 @@ class Moments:
                 pool, weight = self._reading.sources[pooled], dict(term.forward)[pooled]
                 assert isinstance(pool, Pool)
                 rest = tuple((n, c) for n, c in term.forward if n != pooled)
-                far = (Term((), other.forward, other.factor),)
+                far = (replace(other, backward=()),)
                 moved = self.inner(fields[pool.arg], far) if first else self.inner(far, fields[pool.arg])
                 remaining = Term((), rest, X)
                 kept = None if not rest else self._forward(remaining, t) if first else self._forward(s, remaining)
                 return _total((_scaled(weight, self._mean(pool, moved, first)), kept))
+        if s.others or t.others:
+            return self._means.of_pairs(s.factors, t.factors, self._ones())
         if s.factor == X and t.factor == X:
             return self._covariance(s.forward, t.forward)
         if s.factor.is_number and t.factor.is_number:
@@ -150,12 +173,30 @@ class Moments:
         c = self._covariance(s.forward, t.forward)
         found = self._expectations.between(s, t, u, v, c, self._ones(), self._kept)
         for (f, g), moments in found.items():
-            self._duals[f, s.forward, g, t.forward] = moments
+            self._duals[f, s.forward, (), g, t.forward, ()] = moments
         return found[s.factor, t.factor]
+
+    @property
+    def _means(self) -> Means:
+        # made when asked for, as are the weights: kept, they would keep all arrays until a garbage collection
+        return Means(self._covariance, self._mean_of, lambda f, g: self._forward(_of(f), _of(g)), self._kept)
+
+    @property
+    def _weights(self) -> Weights:
+        return Weights(self._reading.averages, self._means, self._ones, self._points)
+
+    def _mean_of(self, f: Factor) -> Points:
+        """E F(h) at the points of both sets."""
+        u = self._covariance(f[0], f[0])
+        return self._expectations.mean(f, scaled(0.0, self._ones()) if u is None else u, self._kept)
 
     def _ones(self) -> Pairs:
         one = next(iter(self._data.values()))
         return constant(one, self._kept)
+
+
+def _of(f: Factor) -> Term:
+    return Term((), f[0], f[1])
 
 
 def _scaled(factor: float, moments: Pairs | None) -> Pairs | None:

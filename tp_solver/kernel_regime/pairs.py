@@ -35,6 +35,10 @@ class Pairs(NamedTuple):
         return Pairs(*(function(a) for a in self))
 
 
+Points = tuple[Array, Array]
+"""A number for every point of both sets, (n1, *grid) and (n2, *grid)."""
+
+
 class Positions(NamedTuple):
     """How positions are stored: the number of axes of the grid, and whether all pairs of positions are kept."""
 
@@ -97,6 +101,13 @@ def times(one: Pairs, two: Pairs, factor: float) -> Pairs:
 def total(terms: Sequence[Pairs]) -> Pairs:
     """The sum of one or more."""
     return Pairs(*(sum(parts[1:], start=parts[0]) for parts in zip(*terms, strict=True)))
+
+
+@piece(Kind.ENTRYWISE, static=(1, 2))
+def seen(values: Points, first: bool, kept: Positions) -> Pairs:
+    """Numbers of points as those of pairs, read at the first or at the second point and position, broadcastable."""
+    left, right = map(sides(kept)[0 if first else 1], values)
+    return Pairs(left, right, left[:, None] if first else right[None, :])
 
 
 @piece(Kind.MIXING, static=(2,))

@@ -16,6 +16,7 @@ from tp_solver.limit.regime import Regime
 from tp_solver.program.schedules import CONSTANT
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientDescent
+from tp_solver.solve.accuracy import tolerance_for
 from tp_solver.solve.methods import METHODS, Auto, FixedPoint, KernelRegime, Linear, March, Method
 from tp_solver.solve.progress import watched
 from tp_solver.solve.solution import Solution
@@ -42,7 +43,7 @@ def solve(
         theory: what :func:`tp_solver.limit` derived.
         task: the data.
         gamma0: feature-learning strength (f = output / gamma0); 0 is the kernel limit.
-        samples: Monte-Carlo sites per replicate, even, at least 64.
+        samples: Monte-Carlo sites per replicate, even, at least 64; in the kernel regime for kernels without a closed form alone.
         replicates: independent scramblings; standard errors come from them.
         seed: of all random numbers; the same seed gives the same bits.
         method: "march" (default where features are learned), "fixed_point", "linear", "kernel" (default in the kernel
@@ -107,8 +108,9 @@ def solve(
 
             return solve_fixed_point(theory, task, gamma0, samples, replicates, seed, chosen, tick)
         from tp_solver.solve.kernel import solve_kernel
+        from tp_solver.solve.sampled_kernels import Sampling
 
-        return solve_kernel(theory, task, gamma0)
+        return solve_kernel(theory, task, gamma0, Sampling(samples, replicates, seed, tolerance_for(samples)))
 
 
 def _advised(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import jax
@@ -12,17 +12,20 @@ import numpy as np
 
 from tp_solver.errors import RangeError
 from tp_solver.kernel_regime.affine import is_affine
-from tp_solver.kernel_regime.compute import KernelSet, kernels
-from tp_solver.kernel_regime.dynamics import dynamics, rated_kernels, rated_ntk, rates_of
+from tp_solver.kernel_regime.compute import KernelSet
+from tp_solver.kernel_regime.dynamics import rated_kernels, rates_of
 from tp_solver.kernel_regime.filters import edge, growth_per_step
 from tp_solver.kernel_regime.spectrum import critical_rate
-from tp_solver.kernel_regime.trajectory import KernelTrajectory
+from tp_solver.kernel_regime.trajectory import KernelTrajectory, last_good
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.limit.regime import Regime
 from tp_solver.program.losses import SquaredError
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientDescent, GradientFlow, Training
+from tp_solver.solve.kernel_records import within
+from tp_solver.solve.kernel_training import train
 from tp_solver.solve.machine import loss_and_error
+from tp_solver.solve.sampled_kernels import SampledKernels, Sampling
 from tp_solver.solve.solution import Fields, Solution, Status
 
 RUNAWAY = 1e8
@@ -39,6 +42,9 @@ class StaticKernels:
         e_cov: their covariance at equal times, summed over outputs, (T + 1, P, P); NaN where it has no closed form.
         coefficients: those of the last good state, (replicates, P, K): what new points are predicted with.
         theory, task: their kernels with the training points.
+        errors: standard errors of the kernels under the same names, where they were sampled; else empty.
+        sampling: how they were, or None.
+        gamma0: as solved.
     """
 
     Phi_layers: np.ndarray
@@ -49,21 +55,28 @@ class StaticKernels:
     coefficients: np.ndarray
     theory: LimitEquations
     task: Task
+    errors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sampling: Sampling | None = None
+    gamma0: float = 1.0
 
     def Phi(self, layer: int, t: int, s: int) -> np.ndarray:
         return self.Phi_layers[layer - 1]
 
     def G(self, layer: int, t: int, s: int) -> np.ndarray:
         """Constant for one output; for several, that of the loss gradients, whose errors shrink with time."""
+        return self.G_layers[layer - 1] * self._signal(t, s)
+
+    def _signal(self, t: int, s: int) -> np.ndarray:
+        """What errors of several outputs multiply G by."""
         if self.e is None or self.e_cov is None:
-            return self.G_layers[layer - 1]
+            return np.ones_like(self.tangent)
         fluctuation = self.e_cov[t] if t == s else np.where(self.e_cov[t] == 0, 0.0, np.nan)
         if np.isnan(fluctuation).any():
             raise RangeError(
                 "G", "loss gradients of a random initial function", "squared error and equal times",
                 "simulate the nets for this one, or start from zero (gamma0 = 0 or a mean-field readout)",
             )  # fmt: skip
-        return self.G_layers[layer - 1] * (self.e[t] @ self.e[s].T + fluctuation)
+        return np.asarray(self.e[t] @ self.e[s].T + fluctuation)
 
     def A(self, layer: int, t: int, s: int) -> np.ndarray:
         """Responses vanish in the kernel regime."""
@@ -83,69 +96,83 @@ class StaticKernels:
 
     def predict(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         theory = self.theory
+        if self.sampling is not None:
+            found = train(theory, self.task, self.gamma0, X, None, self.sampling)
+            row = last_good(found.trajectory.first_bad)
+            return found.trajectory.f_test[row], found.f_stderr[row, self.task.P :]
         _, kernel = rated_kernels(theory.program, theory.parameterization, rates_of(theory.training, theory.program), X, self.task.X)
         f = np.einsum("ap,rpk->rak", kernel, self.coefficients)
         return f.mean(axis=0), np.std(f, axis=0, ddof=1) / np.sqrt(len(f)) if len(f) > 1 else np.zeros_like(f[0])
 
     def stderr(self, name: str, args: tuple[int, ...]) -> np.ndarray:
+        """Zero in closed form; of sampled kernels for several outputs that of G alone, the errors of f being errors of f."""
+        match name:
+            case "ntk" if "tangent" in self.errors:
+                return self.errors["tangent"]
+            case "Phi" | "G" if name in self.errors:
+                layer, t, s = args
+                return self.errors[name][layer - 1] * (np.abs(self._signal(t, s)) if name == "G" else 1.0)
         return np.zeros_like(self.tangent)
 
     def freedom(self, name: str, args: tuple[int, ...]) -> np.ndarray:
-        return np.full_like(self.tangent, np.inf)
+        known = np.inf if self.sampling is None or name in ("A", "B") else self.sampling.replicates - 1.0
+        return np.full_like(self.tangent, known)
 
     def arrays(self) -> dict[str, np.ndarray]:
         several = {} if self.e is None or self.e_cov is None else {"e": self.e, "e_cov": self.e_cov}
         kept = {"Phi": self.Phi_layers, "G": self.G_layers, "tangent": self.tangent, "coefficients": self.coefficients}
+        if self.sampling is not None:
+            kept |= {f"stderr/{name}": a for name, a in self.errors.items()} | {"sampling": np.array(astuple(self.sampling))}
         return kept | several
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], theory: Any, task: Any, gamma0: float) -> StaticKernels:
         coefficients = arrays.get("coefficients")
+        sampling = None
+        if "sampling" in arrays:
+            samples, replicates, seed, tol = arrays["sampling"]
+            sampling = Sampling(int(samples), int(replicates), int(seed), float(tol))
         if coefficients is None:  # a file of version 0.1.0
-            coefficients = _train(theory, task, gamma0, None, None)[0].coefficients
-        return cls(arrays["Phi"], arrays["G"], arrays["tangent"], arrays.get("e"), arrays.get("e_cov"), coefficients, theory, task)
+            coefficients = train(theory, task, gamma0, None, None, sampling or Sampling()).trajectory.coefficients
+        return cls(
+            arrays["Phi"], arrays["G"], arrays["tangent"], arrays.get("e"), arrays.get("e_cov"), coefficients, theory, task,
+            within(arrays, "stderr/"), sampling, gamma0,
+        )  # fmt: skip
 
 
-def _train(
-    theory: LimitEquations, task: Task, gamma0: float, X_test: np.ndarray | None, y_test: np.ndarray | None
-) -> tuple[KernelTrajectory, KernelSet, np.ndarray]:
-    """Dynamics on training and other points, their kernels, and the tangent kernel with lr, which enters per matrix."""
-    X = task.X if X_test is None else np.concatenate([task.X, X_test])
-    found = kernels(theory.program, theory.parameterization, X, layers=True)
-    kernel = rated_ntk(found, rates_of(theory.training, theory.program))
-    y, _ = task.targets(theory.training.loss)
-    random = theory.spec.random_output and gamma0 > 0
-    return dynamics(kernel, y, theory.training, found.nngp / gamma0**2 if random else None, y_test=y_test), found, kernel
-
-
-def solve_kernel(theory: LimitEquations, task: Task, gamma0: float) -> Solution:
+def solve_kernel(theory: LimitEquations, task: Task, gamma0: float, how: Sampling) -> Solution:
     """Function-space training with the kernel of initialisation: the kernel regime, or the limit gamma0 -> 0 of any other.
 
     For a random initial function ``f`` is the mean and ``f_cov`` the covariance; at gamma0 = 0 the dynamics is centred.
+    Kernels without a closed form are sampled, as ``how`` says: standard errors are theirs then, and ``details["kernels"]`` has their size.
     ``details`` hold ``critical_lr``, the rate below which descent converges (per matrix where lr is), and ``lr_over_critical``.
     """
     P, loss = task.P, theory.training.loss
     _, y_test = task.targets(loss)
-    trajectory, initial, kernel = _train(theory, task, gamma0, task.X_test, y_test)
+    found = train(theory, task, gamma0, task.X_test, y_test, how)
+    trajectory, initial, kernel = found.trajectory, found.initial, found.kernel
     squeeze = task.scalar(loss)
 
     def shown(f: np.ndarray) -> np.ndarray:
         return f[..., 0] if squeeze else f
 
-    values, errors = {"f": shown(trajectory.f)}, {"f": shown(trajectory.f_stderr[:, :P])}
-    values["loss"], errors["loss"] = trajectory.loss, trajectory.loss_stderr
+    values, errors = {"f": shown(trajectory.f)}, {"f": shown(found.f_stderr[:, :P])}
+    values["loss"], errors["loss"] = trajectory.loss, found.loss_stderr
     if task.X_test is not None:
-        values["f_test"], errors["f_test"] = shown(trajectory.f_test), shown(trajectory.f_stderr[:, P:])
+        values["f_test"], errors["f_test"] = shown(trajectory.f_test), shown(found.f_stderr[:, P:])
         if y_test is not None:
-            values["loss_test"], errors["loss_test"] = trajectory.loss_test, trajectory.loss_test_stderr
+            values["loss_test"], errors["loss_test"] = trajectory.loss_test, found.loss_test_stderr
     e, e_cov = (None, None) if squeeze else _error_moments(theory, task, trajectory)
     Phi, G = (layers[:, :P, :P] for layers in (initial.Phi, initial.G))
-    static = StaticKernels(Phi, G, initial.ntk[:P, :P], e, e_cov, trajectory.coefficients, theory, task)
+    noise, sampling = _noise(initial, P)
+    static = StaticKernels(
+        Phi, G, initial.ntk[:P, :P], e, e_cov, trajectory.coefficients, theory, task, noise, sampling, gamma0
+    )  # fmt: skip
     bad, f_cov = trajectory.first_bad, trajectory.f_cov
     if bad is not None:
         f_cov = f_cov[:bad]
         values, errors = ({k: v[:bad] for k, v in d.items()} for d in (values, errors))
-    details = _stability(theory, kernel[:P, :P], initial.ntk[:P, :P])
+    details = _stability(theory, kernel[:P, :P], initial.ntk[:P, :P]) | _told(initial)
     status, message = _ending(theory.training, trajectory, details, is_affine(loss, trajectory.f.shape[-1]))
     lazy = theory.regime is Regime.FEATURE
     covariance = f_cov[..., 0] if squeeze else f_cov
@@ -164,7 +191,28 @@ def solve_kernel(theory: LimitEquations, task: Task, gamma0: float) -> Solution:
         message + (", the limit gamma0 -> 0" if lazy else ""),
         f_cov=covariance if theory.spec.random_output else None,
         details=details,
+        freedom={name: np.full(e.shape, sampling.replicates - 1.0) for name, e in errors.items()} if sampling else {},
     )
+
+
+def _noise(initial: KernelSet, points: int) -> tuple[dict[str, np.ndarray], Sampling | None]:
+    """Standard errors over the training points, and how kernels were sampled."""
+    if not isinstance(initial, SampledKernels):
+        return {}, None
+    cut, error = (..., slice(0, points), slice(0, points)), initial.stderr
+    return {"Phi": error.Phi[cut], "G": error.G[cut], "tangent": error.ntk[cut]}, initial.sampling
+
+
+def _told(initial: KernelSet) -> dict[str, Any]:
+    """How kernels were sampled, with their standard errors relative to their root mean squares; nothing of exact ones."""
+    if not isinstance(initial, SampledKernels):
+        return {}
+    shares = {n: float(np.sqrt(np.mean(e**2) / np.mean(v**2))) for n, v, e in _pairs(initial)}
+    return {"kernels": asdict(initial.sampling) | {f"stderr of {n}": share for n, share in shares.items()}}
+
+
+def _pairs(initial: SampledKernels) -> tuple[tuple[str, np.ndarray, np.ndarray], ...]:
+    return ("nngp", initial.nngp, initial.stderr.nngp), ("ntk", initial.ntk, initial.stderr.ntk)
 
 
 def _stability(theory: LimitEquations, kernel: np.ndarray, ntk: np.ndarray) -> dict[str, Any]:
@@ -198,11 +246,18 @@ def _ending(training: Training, trajectory: KernelTrajectory, details: Mapping[s
         else:
             parts.append("below it every step is sure to lower the loss" if not training.momentum else "it is no longer sure to converge")
     if bad is None and not (affine and over > 1 + 1e-9):
-        return Status.COMPLETED, "; ".join(["initial functions were sampled" if trajectory.f_stderr.any() else "no sampling", *parts])
+        return Status.COMPLETED, "; ".join([*_origin(trajectory, details), *parts])
     status = Status.DIVERGED if parts else Status.NONFINITE
     if bad is not None:
         parts.append(f"not finite: f at step {bad}; the last good state is step {bad - 1}")
     return status, "; ".join([*parts, status.advice])
+
+
+def _origin(trajectory: KernelTrajectory, details: Mapping[str, Any]) -> list[str]:
+    """What was sampled."""
+    kernels = [f"kernels were sampled, the tangent kernel to {details['kernels']['stderr of ntk']:.2%}"] if "kernels" in details else []
+    functions = ["initial functions were sampled"] if trajectory.f_stderr.any() else []
+    return kernels + functions or ["no sampling"]
 
 
 def _shown(critical: Any) -> str:
