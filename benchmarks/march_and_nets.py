@@ -59,9 +59,9 @@ def rms(a: np.ndarray) -> float:
 
 
 def march(theory: tp.LimitEquations, task: tp.Task, samples: int, tol: float, replicates: int, seed: int = 0) -> tp.Solution:
-    return tp.solve(
-        theory, task, gamma0=1.0, samples=samples, replicates=replicates, seed=seed, method=tp.March(tol=tol, bias=False), progress=False
-    )
+    """With kernels of the first and the last time, as the nets keep them."""
+    method = tp.March(tol=tol, bias=False, recorded=(0, theory.training.steps))
+    return tp.solve(theory, task, 1.0, samples, replicates, seed, method=method, progress=False)
 
 
 def error_of_one(solution: tp.Solution, reference: np.ndarray) -> float:

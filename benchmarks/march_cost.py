@@ -127,11 +127,7 @@ def against_the_published(small: bool) -> None:
     theory, task = published(5 if small else 50)
     big, copies = (1024, 2) if small else (65536, 16)
 
-    def run(samples: int, tol: float, replicates: int, seed: int) -> tp.Solution:
-        method = tp.March(tol=tol, bias=False, recorded=(0, theory.training.steps))
-        return tp.solve(theory, task, 1.0, samples, replicates, seed, method=method, progress=False)
-
-    reference = run(big, 2.5e-4, copies, 1000)
+    reference = march(theory, task, big, 2.5e-4, copies, 1000)
     size = rms(reference.f)
     print(f"Reference: {copies} replicates of {big} samples, relative standard error {rms(reference.stderr('f')) / size:.1e}.\n")
     sizes = ((128, 8),) if small else ((128, 8192), (256, 2048), (512, 512), (1024, 64), (2000, 16), (2048, 16))
@@ -145,8 +141,8 @@ def against_the_published(small: bool) -> None:
     four = (wide.variance / 4 + wide.bias2) ** 0.5
     settings = ((256, 2e-2),) if small else ((256, 1e-2), (512, 1e-2), (1024, 1e-2), (4096, 2e-3), (16384, 1e-3), (65536, 5e-4))
     for samples, tol in settings:
-        seconds = timed(lambda samples=samples, tol=tol: run(samples, tol, 1, 0), repeats=3 if samples > 4096 else 9).seconds
-        error = error_of_one(run(samples, tol, 4 if small else 16, 7), reference.f)
+        seconds = timed(lambda samples=samples, tol=tol: march(theory, task, samples, tol, 1), repeats=3 if samples > 4096 else 9).seconds
+        error = error_of_one(march(theory, task, samples, tol, 4 if small else 16, 7), reference.f)
         best = min(every, key=lambda r: r.needed(error) * r.seconds)
         needed = best.needed(error)
         rival = f"{needed:.0f} of width {best.width}: {needed * best.seconds / seconds:.1f} times" if np.isfinite(needed) else "never"

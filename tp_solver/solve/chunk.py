@@ -22,8 +22,8 @@ from tp_solver.solve.moving import Learned, Now
 
 LONGEST = 32
 """Steps of a call at most."""
-NOTES = 2**24
-"""Bytes that the records of a call may take."""
+NOTES = 2**20
+"""Bytes that the records of a call may take: little beside the steps themselves, however few of them a call makes."""
 
 SECONDS = 0.25
 """That a call should take at most."""
@@ -120,8 +120,8 @@ def consumed(state: SiteState) -> bool:
 
 
 def at_index(tree: Any, index: int) -> Any:
-    """One step of what was fetched of several."""
-    return jax.tree.map(lambda a: a[index], tree)
+    """One step of what was fetched of several, copied: a view would keep all of them."""
+    return jax.tree.map(lambda a: np.array(a[index]), tree)
 
 
 class _Loop(NamedTuple):
