@@ -26,6 +26,7 @@ from typing import Any
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
+import jax
 import numpy as np
 
 import tp_solver as tp
@@ -171,6 +172,7 @@ def main() -> None:
                 f"nets {trained.error:.4f} in {trained.seconds:.2g} s, scatter {trained.scatter:.2f} / sqrt(N), {trained.check}"
             )
             print(notes[-1], marched, trained, trial, file=sys.stderr, flush=True)
+            jax.clear_caches()  # some hundred compiled programs in one process are more than the compiler bears
     print("\n" + "\n\n".join(notes))
 
 
