@@ -47,8 +47,8 @@ CARRIED = 8.0
 MOST_SAMPLES = 2**16
 """More are not advised on a CPU."""
 SCATTER, SPREADING = 0.5, 0.85
-"""Predictions of one net of width N with K outputs scatter by SCATTER K^SPREADING / sqrt(N) of their size. Measured: 0.72, 0.40 and 0.39 for
-one output (10, 40 and 160 digits), 4.2, 3.5 and 2.9 for ten (10 and 40 digits, 1 000 MNIST images)."""
+"""Predictions of one net of width N with K outputs scatter by SCATTER K^SPREADING / sqrt(N) of their size. Measured: 0.72, 0.40 and 0.39
+for one output (10, 40 and 160 digits), 4.2, 3.5 and 2.9 for ten (10 and 40 digits, 1 000 MNIST images)."""
 NARROWEST = 128
 """The narrowest width of an extrapolation: from here to 1 024 the fit in 1/N held on MNIST at gamma0 = 0.1, 1 and 3."""
 RATIOS = (1, 2, 4, 8)
