@@ -153,6 +153,7 @@ def main() -> None:
             counts = (256, 512) if given.quick else (512, 2048)
             marched, trained = march(case, counts), train(case, widths)
             trial = advice.try_march(case.theory, case.task, 1.0, "float64", 0)
+            assert isinstance(trial, advice.Trial)
             per_sample = advice.predict_ranks(trial.ranks, case.steps)[-1] * (trial.tol * counts[1] / 8) ** trial.growth
             for error in ERRORS:
                 said = advice.advise_from(trial, case.theory, case.task, error, "float64")

@@ -131,3 +131,18 @@ def test_the_kernel_regime_needs_no_advice():
     theory = tp.limit(NET, tp.ntk, tp.GradientDescent(lr=0.1, steps=5))
     with pytest.raises(tp.InputError, match="regime"):
         advice.advise(theory, problem(4, 6)[1])
+
+
+def test_a_march_whose_first_steps_blow_up_is_solved_without_advice():
+    theory = tp.limit(tp.mlp(depth=2, activation=tp.relu), tp.muP, tp.GradientDescent(lr=50.0, steps=40))
+    task = tp.Task(np.random.default_rng(0).standard_normal((4, 5)), [1.0, -1.0, 0.5, -0.5])
+    sol = tp.solve(theory, task, 1.0, method="auto")
+    assert sol.status in (tp.Status.DIVERGED, tp.Status.NONFINITE) and "advice" not in sol.details
+    with pytest.raises(tp.InputError, match="lower lr"):
+        tp.advise(theory, task, 1.0)
+
+
+def test_advice_for_a_single_step():
+    theory = tp.limit(tp.mlp(depth=2, activation=tp.tanh), tp.muP, tp.GradientDescent(lr=0.1, steps=1))
+    said = tp.advise(theory, tp.Task(np.random.default_rng(0).standard_normal((4, 5)), [1.0, -1.0, 0.5, -0.5]), 1.0, 0.05)
+    assert said.march_seconds > 0 and said.steps == 1

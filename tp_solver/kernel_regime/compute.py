@@ -32,8 +32,8 @@ FAST_BYTES = 2**19
 """Size of one array of a block: what a core keeps at hand."""
 GRID_BYTES = 2**21
 """The same over a grid, where a block takes more pieces. Arrays much larger come anew from the system, page by page, at every piece."""
-LIVE_ARRAYS = 12
-"""Arrays of the size of a block that a compiled block holds at once, a generous count."""
+TEMPORARIES = 3
+"""Arrays of the size of a block that a compiled piece takes beside its arguments and results."""
 NEARLY_ZERO = 2.0**-80
 """A squared length relative to others that stands for zero where there is no value at zero."""
 SURVEYED = 16
@@ -235,24 +235,32 @@ class _Job(NamedTuple):
         Raises:
             BudgetError: if not even one pair fits.
         """
-        per_pair = LIVE_ARRAYS * self._pair_bytes + self._results * self.x1.itemsize
-        budget = self.memory * 2**30
-        if per_pair > budget:
-            raise BudgetError(
-                "memory", f"a need of {per_pair / 2**30:.3g} GiB for one pair of inputs", f"at most {self.memory:g} GiB",
-                "cut the positions by a stride or pooling of the inputs, take dtype='float32', or raise memory",
-            )  # fmt: skip
         wanted = ((GRID_BYTES if self.ready.kept.axes else FAST_BYTES) / self._pair_bytes) ** 0.5
-        side = _power_of_two_below(max(1.0, min(wanted, (budget / per_pair) ** 0.5)))
+        side, budget = _power_of_two_below(max(1.0, wanted)), self.memory * 2**30
+        while self._work(*self._cut(side)) > budget:
+            if side == 1:
+                raise BudgetError(
+                    "memory", f"a need of {self._work(1, 1) / 2**30:.3g} GiB for one pair of inputs", f"at most {self.memory:g} GiB",
+                    "cut the positions by a stride or pooling of the inputs, take dtype='float32', or raise memory",
+                )  # fmt: skip
+            side //= 2
+        return self._cut(side)
+
+    def _cut(self, side: int) -> tuple[int, int]:
         if self.ready.kept.axes:
             return min(side, self.shape[0]), min(side, self.shape[1])
         # few different shapes, as each is compiled anew
         return tuple(min(side, 2 * _power_of_two_below(max(1, n - 1)) if n > 1 else 1) for n in self.shape)  # type: ignore[return-value]
 
+    def _work(self, height: int, breadth: int) -> int:
+        """Bytes that a block takes."""
+        held = _held(self.ready, self.layers, self.x1.dtype, self.x1.shape[1], height, breadth)
+        return held + TEMPORARIES * height * breadth * self._pair_bytes
+
     def require_results(self) -> None:
         n1, n2 = self.shape
         need = n1 * n2 * self.x1.itemsize * self._results
-        block = prod(self.sides) * LIVE_ARRAYS * self._pair_bytes
+        block = self._work(*self.sides)
         if need + block > self.memory * 2**30:
             raise BudgetError(
                 "memory", f"a need of {(need + block) / 2**30:.3g} GiB for kernels of {n1} x {n2} inputs", f"at most {self.memory:g} GiB",
@@ -338,6 +346,13 @@ def _block(ready: Propagation, layers: bool, dtype: np.dtype) -> Replay:
 
     with jax.enable_x64(True):
         return replay(kernels, 2, dtype)
+
+
+@lru_cache(maxsize=256)
+def _held(ready: Propagation, layers: bool, dtype: np.dtype, dimension: int, height: int, breadth: int) -> int:
+    """Bytes that a block holds at once between its pieces."""
+    with jax.enable_x64(True):
+        return _block(ready, layers, dtype).peak(*(jax.ShapeDtypeStruct((n, dimension), dtype) for n in (height, breadth)))
 
 
 def _range(net: Program, *sets: np.ndarray) -> tuple[int, int]:

@@ -179,6 +179,7 @@ def through(window: Window, moments: Pairs, kept: Positions, transpose: bool) ->
     if kept.rank == 0:
         return moments
     seen = partial(_seen, window, kept)
+    moments = _at_every_position(moments, (window.outputs if transpose else window.inputs) * (2 if kept.all_pairs else 1))
     if not transpose:
         return moments.mapped(seen)
     return moments.mapped(lambda a: _adjoint(seen, a, window.inputs * (2 if kept.all_pairs else 1)))
@@ -202,7 +203,14 @@ def averaged(window: Window, moments: Pairs, kept: Positions, first: bool, trans
         shape[start : start + kept.rank] = window.inputs
         return _adjoint(mean, a, tuple(shape))
 
+    positions = window.outputs if transpose else window.inputs
+    moments = _at_every_position(moments, positions + (1,) * kept.rank if first else positions)
     return moments.mapped(spread if transpose else mean)
+
+
+def _at_every_position(moments: Pairs, positions: Grid) -> Pairs:
+    """With an entry for each of these positions: what is the same at all of them has one."""
+    return moments.mapped(lambda a: jnp.broadcast_to(a, jnp.broadcast_shapes(a.shape, positions)))
 
 
 def _adjoint(linear: Callable[[Array], Array], a: Array, positions: Grid) -> Array:

@@ -152,6 +152,18 @@ class Replay:
                 del values[k]
         return jax.tree.unflatten(self.structure, [values[k] for k in self.results])
 
+    def peak(self, *arguments: jax.ShapeDtypeStruct) -> int:
+        """Bytes that are held at once between two segments, for arguments of these shapes."""
+        values: dict[int, Any] = dict(enumerate(arguments))
+        most = 0
+        for call in self.calls:
+            found = jax.eval_shape(_compiled(call.segment), call.numbers, tuple(values[k] for k in call.arguments))
+            values.update(zip(call.results, found, strict=True))
+            most = max(most, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(values)))
+            for k in call.done:
+                del values[k]
+        return most
+
 
 def replay(computation: Callable[..., Any], arguments: int, dtype: np.dtype) -> Replay:
     """Write a computation down.

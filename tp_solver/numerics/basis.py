@@ -5,12 +5,20 @@ Vectors are rows of site arrays (:mod:`tp_solver.numerics.sites`); ``<a b> = (1/
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from tp_solver.numerics.sites import combine, inner, mean
+
+MANY = 32
+"""Vectors from which on the Gram matrix of residuals and its eigenvectors, whose cost grows as the square and the cube of their number,
+are not found before it is known that a direction has to be appended."""
+POWERS = 10
+SURE = 0.7
+"""Share of the threshold that the estimate of the largest eigenvalue, which comes from below, has to reach before a closer look."""
 
 
 class Basis(NamedTuple):
@@ -81,11 +89,33 @@ def extend(basis: Basis, vectors: jax.Array, tol: float) -> tuple[Basis, jax.Arr
 
     # the trace bounds the largest residual eigenvalue: below the threshold nothing can be appended
     rounding = 100 * jnp.finfo(vectors.dtype).eps * jnp.sum(squares)
-    c, fresh, shares, keep = jax.lax.cond(missing > threshold - rounding, grown, settled, c)
+    grows = missing > threshold - rounding
+    if len(vectors) >= MANY:
+        estimate = partial(_largest_residual, vectors, c, squares)
+        grows &= jax.lax.cond(grows, estimate, lambda: missing) > SURE * threshold - rounding
+    c, fresh, shares, keep = jax.lax.cond(grows, grown, settled, c)
     slots = jnp.where(keep, basis.used + jnp.arange(len(keep)), capacity)
     rows = basis.rows.at[..., slots, :].set(fresh, mode="drop")
     c = c.at[:, slots].set(shares, mode="drop")
     return Basis(rows, basis.used + jnp.sum(keep, dtype=jnp.int32), scale), c
+
+
+def _largest_residual(vectors: jax.Array, c: jax.Array, squares: jax.Array) -> jax.Array:
+    """The largest eigenvalue of the residuals' Gram matrix ``<v v'> - c c'`` from below, by powers of it, at a cost linear in the vectors.
+
+    The first vector is its column of the largest residual.
+    """
+
+    def gram(w: jax.Array) -> jax.Array:
+        return inner(vectors, combine(w[None, :], vectors))[:, 0] - c @ (c.T @ w)
+
+    def power(_: int, known: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        w, size = known
+        w = gram(w / jnp.where(size > 0, size, 1.0))
+        return w, jnp.sqrt(jnp.sum(w * w))
+
+    first = jax.nn.one_hot(jnp.argmax(squares - jnp.sum(c * c, axis=1)), len(squares), dtype=vectors.dtype)
+    return jax.lax.fori_loop(0, POWERS, power, (first, jnp.ones((), vectors.dtype)))[1]
 
 
 def enlarged(basis: Basis, capacity: int) -> Basis:

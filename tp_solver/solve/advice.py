@@ -167,7 +167,12 @@ def advise(theory: LimitEquations, task: Task, gamma0: float = 1.0, error: float
     if theory.regime is not Regime.FEATURE:
         raise InputError("theory", f"the {theory.regime.value} regime", "feature learning", "tp.solve needs no samples here")
     task.targets(theory.training.loss)
-    return advise_from(try_march(theory, task, gamma0, dtype, seed), theory, task, error, dtype)
+    trial = try_march(theory, task, gamma0, dtype, seed)
+    if isinstance(trial, Solution):
+        raise InputError(
+            "theory", f"a march that is {trial.status} ({trial.message})", "a run whose first steps end well", trial.status.advice
+        )
+    return advise_from(trial, theory, task, error, dtype)
 
 
 def advise_from(trial: Trial, theory: LimitEquations, task: Task, error: float, dtype: str) -> Advice:
@@ -183,21 +188,27 @@ def advise_from(trial: Trial, theory: LimitEquations, task: Task, error: float, 
     )
 
 
-def try_march(theory: LimitEquations, task: Task, gamma0: float, dtype: str, seed: int) -> Trial:
-    """March the first steps: two replicates, two of half the samples, two of those at another tolerance."""
+def try_march(theory: LimitEquations, task: Task, gamma0: float, dtype: str, seed: int) -> Trial | Solution:
+    """March the first steps: two replicates, two of half the samples, two of those at another tolerance.
+
+    Returns:
+        What they tell, or the solution of a march that did not come to the end of these steps.
+    """
     training, steps = theory.training, min(STEPS, theory.training.steps)
     if isinstance(training, GradientFlow):
         training = replace(training, time=training.time * steps / training.steps)
     short, log, tol = replace(theory, training=replace(training, steps=steps)), _Log(), tolerance_for(SAMPLES)
     method = March(tol=tol, dtype=dtype, recorded=(0,), tested=(0, steps))
     sol = solve_march(short, task, gamma0, SAMPLES, None, 2, seed, method, None, log)
+    if sol.steps < steps or not {HALF, COARSE} <= set(log.groups):
+        return sol
     main, half = log.of(MAIN), log.of(HALF)
     other = log.of(FINE if FINE in log.groups else COARSE)
     settings = ((SAMPLES, main), (SAMPLES // 2, half), (SAMPLES // 2, other))
     # all steps but the first, as they are told of in bunches
     times = np.array([(run[-1][1] - run[0][1]) / max(1, len(run) - 1) for _, run in settings])
     work = np.array([[1.0, s * np.mean([r for r, _ in run])] for s, run in settings])
-    (_, each), _ = nnls(work / times[:, None], np.ones(3))
+    each = float(nnls(work / times[:, None], np.ones(3))[0][1]) if np.all(times > 0) else 0.0  # a single step has no time of its own
     each = max(each, seconds_per_direction(theory, task, main[-1][0], dtype))  # the products themselves, which few samples hide
     fixed = max(0.0, float(np.median(times - each * work[:, 1])))
     growth = float(np.clip(np.abs(np.log(other[-1][0] / half[-1][0])) / np.log(LOOSER), 0.0, 1.0))

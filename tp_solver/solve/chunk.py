@@ -25,8 +25,8 @@ LONGEST = 32
 NOTES = 2**20
 """Bytes that the records of a call may take: little beside the steps themselves, however few of them a call makes."""
 
-SECONDS = 0.25
-"""That a call should take at most."""
+SECONDS = 0.6
+"""That a call should take at most: Ctrl-C waits for its end. Every call allocates its work space anew."""
 FASTER = 8
 """Times as many steps as the call before, at most: its rate may be a lucky one."""
 
@@ -56,7 +56,7 @@ class Pace:
     def made(self, count: int) -> None:
         """A call made so many steps."""
         now = time.monotonic()
-        self.count, self.rate, self.since = count, (now - self.since) / count, now
+        self.count, self.rate, self.since = count, max(now - self.since, 1e-6) / count, now
 
 
 class Limits(NamedTuple):

@@ -126,11 +126,14 @@ def _advised(
     checkpoint: Any,
 ) -> Solution:
     """A march to the target, unless its first steps say that nets are the better instrument."""
-    from tp_solver.solve.advice import advise
+    from tp_solver.solve.advice import advise_from, try_march
 
     error = method.error if rtol is None else rtol
-    advice = advise(theory, task, gamma0, error, method.dtype, seed)
+    trial = try_march(theory, task, gamma0, method.dtype, seed)
     march = March(dtype=method.dtype)
+    if isinstance(trial, Solution):  # what ends its first steps ends the whole run, which then says so of all its steps
+        return solve(theory, task, gamma0, samples, replicates, seed, march, progress, checkpoint)
+    advice = advise_from(trial, theory, task, error, method.dtype)
     target = error if advice.method == march.name and samples == SAMPLES else None
     found = solve(theory, task, gamma0, samples, replicates, seed, march, progress, checkpoint, target)
     message = found.message if advice.method == march.name else f"{found.message}; {advice}"

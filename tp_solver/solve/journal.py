@@ -123,19 +123,19 @@ def _rebuilt(arrays: Mapping[str, np.ndarray], plan: Layout, placement: Placemen
     def under(prefix: str) -> dict[str, np.ndarray]:
         return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
 
-    def basis(key: str) -> Basis:
-        return Basis(*(on_device[f"basis/{key}/{part}"] for part in ("rows", "used", "scale")))
+    def basis(key: str, partners: jax.Array | None = None) -> Basis:
+        """The last state may be from before its bases grew: it has as many rows as partners."""
+        rows, used, scale = (on_device[f"basis/{key}/{part}"] for part in ("rows", "used", "scale"))
+        return Basis(rows if partners is None else rows[..., : partners.shape[-2], :], used, scale)
 
     def state(name: str) -> SiteState:
-        parts = ("eps_u", "eps_r", "learned")
-        operators = {
-            m: OperatorState(basis(f"{m}/{BELOW}"), basis(f"{m}/{ABOVE}"), *(on_device[f"{name}/operators/{m}/{part}"] for part in parts))
-            for m in plan.hidden
-        }
+        operators = {}
+        for m in plan.hidden:
+            eps_u, eps_r, learned = (on_device[f"{name}/operators/{m}/{part}"] for part in ("eps_u", "eps_r", "learned"))
+            operators[m] = OperatorState(basis(f"{m}/{BELOW}", eps_u), basis(f"{m}/{ABOVE}", eps_r), eps_u, eps_r, learned)
         sites, velocity = ({m: on_device[f"{name}/{what}/{m}"] for m in under(f"{name}/{what}/")} for what in ("sites", "velocity"))
         return SiteState(operators, sites, {k: basis(f"{k}/observer") for k in plan.observers}, velocity)
 
-    homes = [Home(m, side) for m in plan.hidden for side in (BELOW, ABOVE)] + [Home(k) for k in plan.observers]
     f, loss, identity, new = (list(arrays.get(f"series/{name}", ())) for name in ("f", "loss", "identity", "new"))
     journal = Journal(f, loss, identity, new)
     for what, kept in (("record", journal.records), ("fields", journal.fields)):
@@ -146,5 +146,5 @@ def _rebuilt(arrays: Mapping[str, np.ndarray], plan: Layout, placement: Placemen
     for key, n in under("met/").items():
         m, transpose, v = key.split("/", 2)
         journal.met.setdefault(m, {})[bool(int(transpose)), v] = int(n)
-    capacity, held = ({h: int(arrays[f"{what}/{h}"]) for h in homes} for what in ("capacity", "held"))
+    capacity, held = ({h: int(arrays[f"{what}/{h}"]) for h in plan.bases} for what in ("capacity", "held"))
     return Midway(int(arrays["t"]), capacity, held, state("state"), state("last"), journal)

@@ -281,8 +281,9 @@ def _restored(last: SiteState, later: SiteState, held: Mapping[Home, int]) -> Si
 
 
 def first_capacity(columns: Columns, points: int) -> dict[Home, int]:
-    """Room for a first guess: a few directions per data point; of many points nobody knows, and the first step tells."""
-    guess = min(4 * points, points + 60, 160) + 20
+    """Room for a first guess: a few directions per data point. Of many points nobody knows, and the first step tells; a step costs as much
+    as its room, so that this is no large one."""
+    guess = min(4 * points, 76) + 20
     room = next((n for n in LADDER if n >= guess), guess)
     homes = [Home(m, side) for m in columns.plan.hidden for side in ("below", "above")]
     return {h: room for h in (*homes, *(Home(k) for k in columns.plan.observers))}
