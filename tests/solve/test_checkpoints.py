@@ -134,6 +134,17 @@ def test_an_interrupt_of_the_usual_size_ends_in_two_seconds(told, tmp_path, monk
     assert len(list(tmp_path.glob("march-*.npz"))) >= 1 + (told - 1) // problem.theory.training.steps
 
 
+def test_what_is_recorded_keeps_nothing_else_alive(monkeypatch):
+    """Arrays of a call are as long as a call may be; a view of one step would keep them all."""
+    kept, save = [], checkpoint.Checkpoint.save
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", lambda self, midway: kept.append(midway.journal) or save(self, midway))
+    theory = tp.limit(NET, tp.muP, tp.GradientDescent(lr=0.4, steps=12))
+    tp.solve(theory, tp.Task(TASK.X, TASK.y), 1.2, samples=256, replicates=1, method=tp.March(bias=False))
+    (journal,) = kept
+    arrays = [*journal.f, *(a for entries in journal.records.values() for a in entries.values())]
+    assert all(a.base is None or a.base.nbytes == a.nbytes for a in arrays)
+
+
 KILLED = """
 import sys
 sys.path.insert(0, {folder!r})
