@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import jax
 import numpy as np
 import pytest
@@ -42,6 +44,7 @@ def test_what_is_held_at_once_is_known(net, monkeypatch):
     job = compute._job(net, tp.ntk, inputs, None, False, "float64", 4.0)
     expected = compute._held(job.ready, False, np.dtype("float64"), 5, *job.sides)
     original, seen = recording._compiled, []
+    gc.collect()  # what other tests left must not go meanwhile
     before = sum(a.nbytes for a in jax.live_arrays())
 
     def noted(segment):
