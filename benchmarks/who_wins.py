@@ -173,7 +173,6 @@ def main() -> None:
                 f"nets {trained.error:.4f} in {trained.seconds:.2g} s, scatter {trained.scatter:.2f} / sqrt(N), {trained.check}"
             )
             print(notes[-1], marched, trained, trial, file=sys.stderr, flush=True)
-            jax.clear_caches()  # some hundred compiled programs in one process are more than the compiler bears
     print("\n" + "\n\n".join(notes))
 
 

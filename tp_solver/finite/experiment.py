@@ -18,6 +18,7 @@ from tp_solver.finite import dynamics
 from tp_solver.finite.dense import Data, Net, Numbers, Weights
 from tp_solver.finite.dynamics import Base, Clock, Course, Moving, Rows, Rule
 from tp_solver.finite.initial import draw_weights, numbers_at, weight_units
+from tp_solver.numerics.memory_maps import make_room_for_programs
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.positions import channels_of
 from tp_solver.program.statements import Program, Space
@@ -131,6 +132,7 @@ def prepare(
     if isinstance(training, GradientDescent):
         training.rates(net)
     checked = Net(net, training.loss, y.shape[1])
+    make_room_for_programs()
     checked.compile_expressions()
     return Experiment(
         checked,

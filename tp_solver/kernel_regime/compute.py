@@ -23,6 +23,7 @@ from tp_solver.kernel_regime.pairs import Pairs, stacked
 from tp_solver.kernel_regime.propagation import LayerKernels, Propagation
 from tp_solver.kernel_regime.recording import Replay, replay
 from tp_solver.limit.spec import limit_spec
+from tp_solver.numerics.memory_maps import make_room_for_programs
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.positions import channels_of
 from tp_solver.program.statements import Program
@@ -298,6 +299,7 @@ def _job(net: Any, parameterization: Any, X: Any, X2: Any, layers: Any, dtype: A
     ready = _ready(net, parameterization, x1.shape[1], *_range(net, x1, x2))
     job = _Job(ready, x1.astype(kind), x2.astype(kind), X2 is None, checks.flag("layers", layers), memory)
     _ = job.sides  # refused now, not at the first block
+    make_room_for_programs()
     return job
 
 

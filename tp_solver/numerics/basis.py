@@ -5,20 +5,23 @@ Vectors are rows of site arrays (:mod:`tp_solver.numerics.sites`); ``<a b> = (1/
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from tp_solver.numerics.sites import combine, inner, mean
+from tp_solver.numerics.sites import combine, inner
 
-MANY = 32
-"""Vectors from which on the Gram matrix of residuals and its eigenvectors, whose cost grows as the square and the cube of their number,
-are not found before it is known that a direction has to be appended."""
-POWERS = 10
-SURE = 0.7
-"""Share of the threshold that the estimate of the largest eigenvalue, which comes from below, has to reach before a closer look."""
+FEW = 16
+"""Directions that a step looks for among the residuals of many vectors."""
+SPARE = 4
+"""As many of them are not exact. Where more than the others have to be appended, all directions are found, at a cost that grows as
+the square and the cube of the number of vectors."""
+MANY = 6 * FEW
+"""Vectors from which on that pays."""
+POWERS = 2
+"""Of the residuals' Gram matrix, to find its leading directions; their appended part is exact after any number."""
 
 
 class Basis(NamedTuple):
@@ -48,74 +51,94 @@ def coordinates(basis: Basis, vectors: jax.Array) -> jax.Array:
     return inner(vectors, basis.rows)
 
 
-def extend(basis: Basis, vectors: jax.Array, tol: float) -> tuple[Basis, jax.Array]:
+def extend(basis: Basis, vectors: jax.Array, squares: jax.Array, tol: float) -> tuple[Basis, jax.Array]:
     """Append the directions of ``vectors``, P rows, whose squared residual exceeds ``tol`` times their squared scale.
 
     The scale is the larger of the present one and a quarter of the first one met, so that vanishing signals bring no noise.
 
+    Args:
+        squares: ``<v_mu v_mu>``, (P,).
+
     Returns:
         The basis, and the coordinates (P, capacity) of the vectors in it.
     """
-    capacity = basis.capacity
-    squares = mean(vectors * vectors)
     present = jnp.max(squares)
     scale = jnp.where(basis.used == 0, present, basis.scale)
     threshold = tol * jnp.maximum(present, 0.25 * scale)
     c = coordinates(basis, vectors)
     missing = jnp.sum(squares - jnp.sum(c * c, axis=1))
 
-    def residual_of(c: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return c, vectors - combine(c, basis.rows)
+    def settled() -> _Grown:
+        return basis.rows, jnp.zeros((), jnp.int32), c
 
-    def twice(c: jax.Array) -> tuple[jax.Array, jax.Array]:
-        c = c + coordinates(basis, vectors - combine(c, basis.rows))
-        return residual_of(c)
-
-    def grown(c: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    def wholly() -> _Grown:
         # one projection leaves an error of eps / sqrt(tol) in the directions: only tight tolerances need a second
-        c, residual = jax.lax.cond(tol < 1e-8, twice, residual_of, c)
-        values, directions = jnp.linalg.eigh(inner(residual, residual))
-        values, directions = values[::-1], directions[:, ::-1]
-        # an eigenvector has no sign of its own: left to rounding, other precisions and machines would meet other samples
-        generic = jnp.sqrt(jnp.arange(1, len(values) + 1, dtype=values.dtype))
-        directions = jnp.where(generic @ directions < 0, -directions, directions)
-        keep = values > threshold
-        lengths = jnp.sqrt(jnp.where(keep, values, 1.0))
-        return c, combine((directions / lengths).T, residual), jnp.where(keep, directions * lengths, 0.0), keep
+        known, residual = jax.lax.cond(tol < 1e-8, _projected_twice, _projected, basis, vectors, c)
+        values, axes = _principal(residual, None)
+        lengths = _lengths(values, threshold)
+        return _append(basis, known, values > threshold, combine((axes / lengths).T, residual), axes * lengths)
 
-    def settled(c: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        P = len(squares)
-        return c, jnp.zeros_like(vectors), jnp.zeros((P, P), vectors.dtype), jnp.zeros(P, bool)
+    def leading() -> _Grown:
+        axes, residual = _leading(basis, vectors, c)
+        values, turn = _principal(residual, axes)
+        fresh = combine((turn / _lengths(values, threshold)).T, residual)
+        return jax.lax.cond(values[-SPARE] > threshold, wholly, lambda: _append(basis, c, values > threshold, fresh, inner(vectors, fresh)))
 
     # the trace bounds the largest residual eigenvalue: below the threshold nothing can be appended
     rounding = 100 * jnp.finfo(vectors.dtype).eps * jnp.sum(squares)
-    grows = missing > threshold - rounding
-    if len(vectors) >= MANY:
-        estimate = partial(_largest_residual, vectors, c, squares)
-        grows &= jax.lax.cond(grows, estimate, lambda: missing) > SURE * threshold - rounding
-    c, fresh, shares, keep = jax.lax.cond(grows, grown, settled, c)
-    slots = jnp.where(keep, basis.used + jnp.arange(len(keep)), capacity)
+    grown = leading if len(squares) >= MANY else wholly
+    rows, count, c = jax.lax.cond(missing > threshold - rounding, grown, settled)
+    return Basis(rows, basis.used + count, scale), c
+
+
+_Grown = tuple[jax.Array, jax.Array, jax.Array]
+"""Rows of a basis, how many were appended, and coordinates of the vectors."""
+
+
+def _append(basis: Basis, c: jax.Array, keep: jax.Array, fresh: jax.Array, shares: jax.Array) -> _Grown:
+    """The leading rows of ``fresh``, with the coordinates ``shares`` in them; those without room are lost, but counted."""
+    slots = jnp.where(keep, basis.used + jnp.arange(len(keep)), basis.capacity)
     rows = basis.rows.at[..., slots, :].set(fresh, mode="drop")
-    c = c.at[:, slots].set(shares, mode="drop")
-    return Basis(rows, basis.used + jnp.sum(keep, dtype=jnp.int32), scale), c
+    return rows, jnp.sum(keep, dtype=jnp.int32), c.at[:, slots].set(shares, mode="drop")
 
 
-def _largest_residual(vectors: jax.Array, c: jax.Array, squares: jax.Array) -> jax.Array:
-    """The largest eigenvalue of the residuals' Gram matrix ``<v v'> - c c'`` from below, by powers of it, at a cost linear in the vectors.
+def _projected(basis: Basis, vectors: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Coordinates and residuals."""
+    return c, vectors - combine(c, basis.rows)
 
-    The first vector is its column of the largest residual.
-    """
 
-    def gram(w: jax.Array) -> jax.Array:
-        return inner(vectors, combine(w[None, :], vectors))[:, 0] - c @ (c.T @ w)
+def _projected_twice(basis: Basis, vectors: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same after a second projection, which removes the rounding of the first."""
+    return _projected(basis, vectors, c + coordinates(basis, vectors - combine(c, basis.rows)))
 
-    def power(_: int, known: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        w, size = known
-        w = gram(w / jnp.where(size > 0, size, 1.0))
-        return w, jnp.sqrt(jnp.sum(w * w))
 
-    first = jax.nn.one_hot(jnp.argmax(squares - jnp.sum(c * c, axis=1)), len(squares), dtype=vectors.dtype)
-    return jax.lax.fori_loop(0, POWERS, power, (first, jnp.ones((), vectors.dtype)))[1]
+def _principal(residual: jax.Array, axes: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues of the residuals' Gram matrix, largest first, and its eigenvectors as columns, with a sign that is fixed in the space
+    of all vectors, which ``axes`` (P, k) say where the residuals are combinations by them."""
+    values, turn = jnp.linalg.eigh(inner(residual, residual))
+    values, turn = values[::-1], turn[:, ::-1]
+    # an eigenvector has no sign of its own: left to rounding, other precisions and machines would meet other samples
+    directions = turn if axes is None else axes @ turn
+    generic = jnp.sqrt(jnp.arange(1, len(directions) + 1, dtype=values.dtype))
+    return values, jnp.where(generic @ directions < 0, -turn, turn)
+
+
+def _lengths(values: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Of the directions to append; 1 for others."""
+    return jnp.sqrt(jnp.where(values > threshold, values, 1.0))
+
+
+def _leading(basis: Basis, vectors: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Orthonormal axes (P, FEW) that nearly span the leading eigenvectors of the residuals' Gram matrix ``<v v'> - c c'``, and the
+    residuals combined by them (FEW rows), at a cost linear in the number of vectors (randomised subspace iteration, its start fixed)."""
+    start = np.random.default_rng(20261128).standard_normal((vectors.shape[-2], FEW))
+    axes = jnp.asarray(np.linalg.qr(start)[0], vectors.dtype)
+    for _ in range(POWERS):
+        axes = jnp.linalg.qr(inner(vectors, combine(axes.T, vectors)) - c @ (c.T @ axes))[0]
+    some = combine(axes.T, vectors)
+    for _ in range(2):  # the second projection removes the rounding of the first
+        some = some - combine(coordinates(basis, some), basis.rows)
+    return axes, some
 
 
 def enlarged(basis: Basis, capacity: int) -> Basis:

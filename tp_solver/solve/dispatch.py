@@ -13,6 +13,7 @@ from tp_solver import checks
 from tp_solver.errors import InputError
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.limit.regime import Regime
+from tp_solver.numerics.memory_maps import make_room_for_programs
 from tp_solver.program.schedules import CONSTANT
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientDescent
@@ -94,6 +95,7 @@ def solve(
             raise InputError("checkpoint", checkpoint, f"None for method {chosen.name!r}", "only marches are kept")
         if not isinstance(checkpoint, (str, os.PathLike)) or not str(checkpoint) or not Path(checkpoint).is_dir():
             raise InputError("checkpoint", checkpoint, "an existing folder", "create it first; runs are kept there and found again")
+    make_room_for_programs()
     with watched(progress) as tick:
         if isinstance(chosen, March):
             from tp_solver.solve.feature import solve_march

@@ -29,6 +29,9 @@ from tp_solver.solve.operator import SITES, InputProbe, LimitOperator, OperatorS
 LADDER = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 """Capacities that bases grow through; each new combination is one compilation."""
 
+TRANSFERRED = 32
+"""Points at which every step checks transposition: a matrix that fails it does so at any."""
+
 
 class SiteState(NamedTuple):
     """Everything a step needs and changes; ``velocity`` is empty for rules without momentum."""
@@ -159,12 +162,11 @@ def step(
     env = run(plan.backward.statements, env, acting)
     identity = _transfer_identity(plan, env)
 
-    # observers serve records alone
-    coordinates, observers = _observe(plan, state.observers, env, acting, tol) if setting.recording else ({}, state.observers)
-    names = [v for v in plan.homes if v in env]
-    squares = {v: mean(env[v] ** 2) for v in names}
-    record, samples = None, {}
-    if setting.recording:
+    squares = {v: a for m in plan.hidden for v, a in acting[m].squares.items()}
+    observers, record, samples = state.observers, None, {}
+    if setting.recording:  # other vectors, and their bases, serve records alone
+        squares |= {v: mean(env[v] ** 2) for v in plan.homes if v in env and v not in squares}
+        coordinates, observers = _observe(plan, state.observers, env, squares, acting, tol)
         samples = {v: whole(env[v]) for layer in plan.program.layers for v in _site_fields(plan, layer)}
         record = Record(
             _tangent_kernel(plan, batch.kernel_rates, env, coordinates, squares),
@@ -188,7 +190,7 @@ def _site_fields(plan: Layout, layer: Any) -> tuple[str, ...]:
 
 
 def _observe(
-    plan: Layout, observers: dict[str, Basis], env: Env, acting: Mapping[str, Any], tol: Any
+    plan: Layout, observers: dict[str, Basis], env: Env, squares: Mapping[str, jax.Array], acting: Mapping[str, Any], tol: Any
 ) -> tuple[dict[str, jax.Array], dict[str, Basis]]:
     """Coordinates of every vector in every basis that it met; observers grow, the operators already did."""
     out: dict[str, jax.Array] = {}
@@ -198,7 +200,7 @@ def _observe(
             out |= {plan.coordinate_key(v, Home(m, side)): c for v, c in known.items()}
     for variable, home in plan.homes.items():
         if home.side is None:
-            bases[home.basis], out[variable] = extend(bases[home.basis], env[variable], tol)
+            bases[home.basis], out[variable] = extend(bases[home.basis], env[variable], squares[variable], tol)
     return out, bases
 
 
@@ -237,7 +239,11 @@ def _tangent_kernel(
 
 
 def _transfer_identity(plan: Layout, env: Env) -> jax.Array:
-    """Largest violation of <(W x) y> = <x (W^T y)> over the hidden products, relative to the vectors' sizes."""
+    """Largest violation of <(W x) y> = <x (W^T y)> over the hidden products and the first points, relative to the vectors' sizes."""
+
+    def some(variable: str) -> jax.Array:
+        return env[variable][..., :TRANSFERRED, :]
+
     worst = jnp.zeros(())
     products = [s for s in (*plan.program.statements, *plan.backward.statements) if isinstance(s, Product) and s.matrix in plan.hidden]
     for p in plan.backward.pairs:
@@ -246,8 +252,8 @@ def _transfer_identity(plan: Layout, env: Env) -> jax.Array:
         forward = next(s for s in products if s.matrix == p.matrix and s.arg == p.input and s.transpose == p.transpose)
         back = next((s for s in products if s.matrix == p.matrix and s.arg == p.adjoint and s.transpose != p.transpose), None)
         if back is not None:
-            left, right = env[forward.out] * env[p.adjoint], env[p.input] * env[back.out]
-            size = jnp.sqrt(jnp.mean(mean(env[forward.out] ** 2)) * jnp.mean(mean(env[p.adjoint] ** 2))) + jnp.finfo(left.dtype).tiny
+            left, right = some(forward.out) * some(p.adjoint), some(p.input) * some(back.out)
+            size = jnp.sqrt(jnp.mean(mean(some(forward.out) ** 2)) * jnp.mean(mean(some(p.adjoint) ** 2))) + jnp.finfo(left.dtype).tiny
             worst = jnp.maximum(worst, jnp.max(jnp.abs(mean(left) - mean(right))) / size)
     return worst
 

@@ -35,6 +35,8 @@ class LimitOperator:
     def __init__(self, state: OperatorState, tol: float) -> None:
         self.state = state
         self._tol = tol
+        self.squares: dict[str, jax.Array] = {}
+        """Per vector met: its squared sizes (P,)."""
         self.below: dict[str, jax.Array] = {}
         self.above: dict[str, jax.Array] = {}
         self.response: dict[tuple[bool, str], jax.Array] = {}
@@ -46,7 +48,8 @@ class LimitOperator:
     def coordinates_below(self, name: str, x: jax.Array) -> jax.Array:
         """Coordinates (P, R) of a vector in the lower basis, which grows to hold it."""
         if name not in self.below:
-            basis, c = extend(self.state.below, x, self._tol)
+            self.squares[name] = mean(x * x)
+            basis, c = extend(self.state.below, x, self.squares[name], self._tol)
             self.state = self.state._replace(below=basis)
             self.below = {k: v for k, v in self.below.items()} | {name: c}
         return self.below[name]
@@ -54,7 +57,8 @@ class LimitOperator:
     def coordinates_above(self, name: str, y: jax.Array) -> jax.Array:
         """Coordinates (P, K) of a vector in the upper basis, which grows to hold it."""
         if name not in self.above:
-            basis, d = extend(self.state.above, y, self._tol)
+            self.squares[name] = mean(y * y)
+            basis, d = extend(self.state.above, y, self.squares[name], self._tol)
             self.state = self.state._replace(above=basis)
             self.above = {k: v for k, v in self.above.items()} | {name: d}
         return self.above[name]
