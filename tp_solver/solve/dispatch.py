@@ -128,6 +128,7 @@ def _advised(
     checkpoint: Any,
 ) -> Solution:
     """A march to the target, unless its first steps say that nets are the better instrument."""
+    from tp_solver.numerics.sites import told_by_first
     from tp_solver.solve.advice import advise_from, try_march
 
     error = method.error if rtol is None else rtol
@@ -136,7 +137,8 @@ def _advised(
     if isinstance(trial, Solution):  # what ends its first steps ends the whole run, which then says so of all its steps
         return solve(theory, task, gamma0, samples, replicates, seed, march, progress, checkpoint)
     advice = advise_from(trial, theory, task, error, method.dtype)
-    target = error if advice.method == march.name and samples == SAMPLES else None
+    marching = told_by_first(advice.method == march.name)  # it was timed, and several processes have to do the same
+    target = error if marching and samples == SAMPLES else None
     found = solve(theory, task, gamma0, samples, replicates, seed, march, progress, checkpoint, target)
     message = found.message if advice.method == march.name else f"{found.message}; {advice}"
     return replace(found, message=message, details={**found.details, "advice": str(advice)})

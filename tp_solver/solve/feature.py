@@ -111,7 +111,7 @@ class Marches:
         keep = method.times if method.times is not None else (0, steps)
         recorded = recorded_steps(prepared, method.recorded, steps, stride)
         held = self.replicates * (1 + self.flow + method.bias)  # the runs beside the main ones have half their samples, twice
-        load = Load(samples, held, dtype.itemsize, len(keep), len(recorded), prepared.course.carries)
+        load = Load(samples, held, dtype.itemsize, len(keep), len(recorded))
         budget = physical_memory() if method.memory is None else method.memory * 2**30
         require_memory(prepared, load, self.capacity or first_capacity(prepared.columns, self.task.P), budget)
         out = []
@@ -140,36 +140,37 @@ class Marches:
         return Runs(tuple(out), stride)
 
     def groups(self, effort: Effort) -> tuple[dict[str, Runs[Trajectory]], list[Check]]:
-        """The main runs, those that show their errors, and which of them to compare."""
+        """The main runs, those that show their errors, up to an interrupt, and which of them to compare."""
         samples, tol = effort.samples, effort.tol
         fine = effort.substeps * 2 if self.flow else 1
         substeps = self.flow * (fine + effort.substeps) + (not self.flow) + 2 * fine * self.method.bias
         self.tick.expect(self.replicates * self.theory.training.steps * substeps)
         groups = {MAIN: self.runs(MAIN, samples, tol, fine)}
-        checks: list[Check] = []
         if any(tr.failure is not None for tr in groups[MAIN].trajectories):
-            return groups, checks
+            return groups, []
+        plan: list[tuple[str, Check, tuple[int, float, int]]] = []
+        half, loose = samples // 4 * 2, min(LOOSER * tol, 1.0)
         if self.flow:
-            groups[LONG_STEPS] = self.runs(LONG_STEPS, samples, tol, effort.substeps)
-            checks.append(STEP_SIZE)
+            plan.append((LONG_STEPS, STEP_SIZE, (samples, tol, effort.substeps)))
         if self.method.bias:
-            half, loose = samples // 4 * 2, min(LOOSER * tol, 1.0)
-            groups[HALF] = self.runs(HALF, half, tol, fine)
-            checks.append(Check("finite samples", MAIN, HALF, half / (samples - half)))
-            groups[COARSE] = self.runs(COARSE, half, loose, fine)
-            if loose > tol and _ranks(groups[COARSE]) != _ranks(groups[HALF]):
-                checks.append(Check("truncation", HALF, COARSE, _per_difference(tol, loose)))
-            else:  # the same directions show nothing
-                groups[FINE] = self.runs(FINE, half, tol / LOOSER, fine)
-                checks.append(Check("truncation", HALF, FINE, _per_difference(tol, tol / LOOSER)))
+            plan.append((HALF, Check("finite samples", MAIN, HALF, half / (samples - half)), (half, tol, fine)))
+            plan.append((COARSE, Check("truncation", HALF, COARSE, _per_difference(tol, loose)), (half, loose, fine)))
+        checks = [check for _, check, _ in plan]
+        for name, _, setting in plan:
+            groups[name] = self.runs(name, *setting)
+            if any(map(_interrupted, groups[name].trajectories)):
+                return groups, checks
+        if self.method.bias and (loose == tol or _ranks(groups[COARSE]) == _ranks(groups[HALF])):  # the same directions show nothing
+            checks[-1] = Check("truncation", HALF, FINE, _per_difference(tol, tol / LOOSER))
+            groups[FINE] = self.runs(FINE, half, tol / LOOSER, fine)
         return groups, checks
 
     def solution(self, effort: Effort, target: float) -> Solution:
         """Solve at a given effort; ``target`` is the largest relative standard error of f that passes."""
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
             groups, checks = self.groups(effort)
-            cut = {name for name, runs in groups.items() if name != MAIN and any(_interrupted(tr) for tr in runs.trajectories)}
-            unknown = [c.kind for c in checks if {c.near, c.far} & cut]
+            whole = {name for name, runs in groups.items() if name == MAIN or not any(map(_interrupted, runs.trajectories))}
+            unknown = [c.kind for c in checks if not {c.near, c.far} <= whole]
             checks = [c for c in checks if c.kind not in unknown]
             prepared = self.prepared(effort.substeps * 2 if self.flow else 1)
             found = estimates(groups, checks, prepared)

@@ -11,6 +11,7 @@ import numpy as np
 from tp_solver.errors import BudgetError
 from tp_solver.limit.transposition import populations
 from tp_solver.program.statements import Role, Space
+from tp_solver.solve.chunk import NOTES
 from tp_solver.solve.layout import ABOVE, BELOW, Home
 from tp_solver.solve.prepare import Prepared
 
@@ -30,7 +31,6 @@ class Load:
         replicates: how many runs keep their last states, those that show errors among them.
         itemsize: bytes of a number.
         kept, recorded: number of times whose samples and whose kernels are kept.
-        momentum: whether weights have a velocity.
     """
 
     samples: int
@@ -38,23 +38,26 @@ class Load:
     itemsize: int
     kept: int
     recorded: int
-    momentum: bool
+
+
+def weight_bytes(prepared: Prepared, load: Load, capacity: Mapping[Home, int]) -> int:
+    """What an update changes: weights per site and learned parts, their velocities, and partners that decay or receive noise."""
+    sides = [(capacity[Home(m, BELOW)], capacity[Home(m, ABOVE)]) for m in prepared.setting.plan.hidden]
+    moving = sum(_site_rows(prepared).values()) * load.samples + sum(below * above for below, above in sides)
+    partners = 0 if prepared.course.static else _partners(prepared, capacity) * load.samples
+    return load.itemsize * (moving * (1 + prepared.course.carries) + partners)
 
 
 def state_bytes(prepared: Prepared, load: Load, capacity: Mapping[Home, int]) -> int:
-    """Bases, partners, weights per site."""
-    plan = prepared.setting.plan
-    sides = {m: (capacity[Home(m, BELOW)], capacity[Home(m, ABOVE)]) for m in plan.hidden}
-    rows = sum(2 * (below + above) for below, above in sides.values()) + sum(capacity[Home(k)] for k in plan.observers)
-    site = sum(_site_rows(prepared).values())
-    learned = sum(below * above for below, above in sides.values())
-    held = rows + site * (2 + load.momentum)  # the last state holds its own weights
-    return load.itemsize * (held * load.samples + (2 + load.momentum) * learned)
+    """Bases, partners, and weights, of which the last state holds its own."""
+    partners = _partners(prepared, capacity)
+    rows = partners + sum(capacity[Home(k)] for k in prepared.setting.plan.observers) + partners * prepared.course.static
+    return load.itemsize * rows * load.samples + 2 * weight_bytes(prepared, load, capacity)
 
 
 def march_bytes(prepared: Prepared, load: Load, capacity: Mapping[Home, int]) -> int:
-    """Peak of a solve whose bases have that room: states of all replicates, records, growing, columns drawn, one step,
-    predictions."""
+    """Peak of a solve whose bases have that room: states of all replicates, records, growing, columns drawn, one step and the weights
+    that its call begins with, predictions."""
     plan, P, S = prepared.setting.plan, len(prepared.x), load.samples
     program, backward = plan.program, plan.backward
     state = state_bytes(prepared, load, capacity)
@@ -63,12 +66,11 @@ def march_bytes(prepared: Prepared, load: Load, capacity: Mapping[Home, int]) ->
     records = load.recorded * P * load.itemsize * (rank * (len(plan.homes) + len(plan.hidden_products())) + P)
     spaces = {**program.spaces(), **backward.spaces}
     vectors = sum(spaces[s.out] is Space.WIDTH for s in (*program.statements, *backward.statements))
-    step = vectors * P * S * load.itemsize
+    step = vectors * P * S * load.itemsize + weight_bytes(prepared, load, capacity) + NOTES
     tests = 0 if prepared.test_inputs is None else len(prepared.test_inputs[0])
     forward = sum(spaces[s.out] is Space.WIDTH for s in program.statements) + len(plan.noise_products()) + 1
     predictions = tests * S * (forward * load.itemsize + 8)
-    partners = sum(capacity[Home(m, side)] for m in plan.hidden for side in (BELOW, ABOVE))
-    draw = 8 * S * (partners + WORK * _widest_population(prepared, rank))
+    draw = 8 * S * (_partners(prepared, capacity) + WORK * _widest_population(prepared, rank))
     growth = int(OLD * state)
     return load.replicates * (state + fields + records) + growth + draw + step + predictions
 
@@ -97,6 +99,11 @@ def physical_memory() -> float:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):
         return float("inf")
+
+
+def _partners(prepared: Prepared, capacity: Mapping[Home, int]) -> int:
+    """Room for partners, as much as for the directions that they belong to."""
+    return sum(capacity[Home(m, side)] for m in prepared.setting.plan.hidden for side in (BELOW, ABOVE))
 
 
 def _site_rows(prepared: Prepared) -> dict[str, int]:
