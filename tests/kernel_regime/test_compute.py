@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sympy as sp
 
 import tp_solver as tp
 from tp_solver.errors import BudgetError, InputError, ProgramError, RangeError
@@ -152,12 +153,27 @@ def test_kernel_functions_have_the_right_slopes(name):
 ALIKE = RNG.standard_normal(4)
 COLLINEAR = np.stack([ALIKE, ALIKE, -ALIKE, np.zeros(4), RNG.standard_normal(4)])
 """A point twice, its opposite, zero, and another."""
+
+
+def _residual(x):
+    h = tp.input_matrix("W0") @ x
+    return tp.readout("w") @ tp.relu(h + tp.hidden_matrix("W1") @ tp.relu(h))
+
+
+def _normalised(x):
+    h = tp.hidden_matrix("W1") @ tp.relu(tp.input_matrix("W0") @ x)
+    size = tp.average(lambda a: a**2, h)
+    return tp.readout("w") @ tp.erf(tp.entrywise(lambda a, q: a / sp.sqrt(q + sp.Rational(1, 1000)), h, size))
+
+
 BARE = {
     "relu": tp.mlp(2, tp.relu),
     "erf": tp.mlp(2, tp.erf),
     "gelu": tp.mlp(1, tp.gelu),
     "tanh": tp.mlp(1, tp.tanh),
     "pooled": tp.cnn(1, tp.relu, grid=(4,), size=2, head=tp.pooled),
+    "residual": tp.program(_residual),
+    "normalised": tp.program(_normalised),
 }
 """Without biases, so that variances vanish at zero and correlations are one, zero and minus one."""
 
