@@ -72,7 +72,6 @@ def test_ordered_kernels_collapse():
     assert found.rate.rate == pytest.approx(np.log(chi), rel=0.03)
 
 
-@pytest.mark.slow
 def test_residual_streams_reach_a_quarter():
     """Card A5: within 0.002 of 1/4 at L = 10^4 whatever s_w, at the rate log(L) / L of ReLU without a skip connection."""
     W0, W1, W2, w = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.hidden_matrix("W2"), tp.readout("w")
