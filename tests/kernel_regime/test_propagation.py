@@ -105,6 +105,36 @@ def test_residual_recursion():
     assert got.ntk == pytest.approx(exact, rel=1e-12)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_uses_of_a_shared_matrix_side_by_side(shared):
+    """f = w (erf(W h) + erf(W relu(h))): fields and adjoints of both uses are correlated, as those of two matrices are not."""
+
+    def network(x):
+        h = tp.input_matrix("W0") @ x
+        return tp.readout("w") @ (
+            tp.erf(tp.hidden_matrix("W1") @ tp.linear(h)) + tp.erf(tp.hidden_matrix("W1" if shared else "W2") @ relu(h))
+        )
+
+    Q, erf = GRAM / D, tp.erf
+    both = float(shared)
+    arguments = {(0, 0): Q, (1, 1): dual_map(relu.expression, Q), (0, 1): Q / 2, (1, 0): Q / 2}  # <h relu(h')> = q_12 / 2
+    lengths = [arguments[0, 0].diagonal(), arguments[1, 1].diagonal()]
+    value, adjoint = (
+        {(i, j): dual(f, f, lengths[i][:, None], lengths[j], k if i == j else both * k) for (i, j), k in arguments.items()}
+        for f in (erf.expression, erf.derivative)
+    )
+    own = [(0, 0), (1, 1)]
+    pairs = list(arguments) if shared else own
+    hidden = sum(adjoint[p] * arguments[p] for p in pairs)
+    through = {(0, 0): 1, (1, 1): dual_map(relu.derivative, Q), (0, 1): 1 / 2, (1, 0): 1 / 2}  # <1 relu'(h')> = 1 / 2
+    first = sum(adjoint[p] * through[p] for p in pairs) * Q
+    found = tp.kernels(tp.program(network), tp.ntk, DATA, layers=True)
+    assert found.nngp == pytest.approx(sum(value.values()), rel=1e-12)
+    assert sum(k for name, k in found.parts.items() if name in ("W1", "W2")) == pytest.approx(hidden, rel=1e-12)
+    assert found.parts["W0"] == pytest.approx(first, rel=1e-12)
+    assert found.ntk == pytest.approx(sum(value.values()) + hidden + first, rel=1e-12)
+
+
 def plain(p, x, n):
     h = p["W0"] @ x / np.sqrt(D) + p["b1"]
     h = p["W1"] @ jnp.tanh(h) / np.sqrt(n) + p["b2"]
