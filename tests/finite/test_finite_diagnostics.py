@@ -91,6 +91,11 @@ def test_pseudo_kernel():
     assert np.all(np.diff(condition) < 0) and 1 < condition[-1] < 1.6
 
 
+def test_regression_with_the_pseudo_kernel():
+    """C4: what kernel regression predicts differs at the same rate, slope -0.5."""
+    assert measure.pseudo_regression_errors((32, 64, 128, 256, 512), 8).slope_rms.value == pytest.approx(-0.5, abs=0.15)
+
+
 @pytest.mark.parametrize("nets", [4000], ids=["full"])
 def test_outputs_become_gaussian(nets):
     """A2: slope of MMD^2 in [-2.6, -1.2] over n = 4..32, of the excess kurtosis -1 +- 0.25, 4000 nets per width."""

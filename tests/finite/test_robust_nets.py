@@ -48,6 +48,23 @@ def test_values_and_kernel_of_a_finite_net():
     assert empirical_jacobian_ntk(net, X, X[:2]) == pytest.approx(expected, abs=1e-12)
 
 
+def test_the_kernel_of_the_jacobian_is_the_derivative_of_the_tangent_kernel():
+    """Card A7: d_x d_x' of the tangent kernel, exactly at every width where the activation is smooth; by central differences."""
+    net, step = draw(NET, PAR, 2, 16), 1e-4
+    kernel = empirical_jacobian_ntk(net, X[:3], X[3:])[..., 0, 0]
+    moves = step * np.eye(2)
+
+    def tangent(u, v):
+        return tp.empirical_ntk(net, X[:3] + u, X[3:] + v)[..., 0, 0]
+
+    assert kernel[:, 0, :, 0] == pytest.approx(tangent(0, 0), abs=1e-12)
+    for a, u in enumerate(moves):
+        assert kernel[:, 1 + a, :, 0] == pytest.approx((tangent(u, 0) - tangent(-u, 0)) / (2 * step), abs=1e-6)
+        for b, v in enumerate(moves):
+            mixed = tangent(u, v) - tangent(u, -v) - tangent(-u, v) + tangent(-u, -v)
+            assert kernel[:, 1 + a, :, 1 + b] == pytest.approx(mixed / (4 * step**2), abs=1e-5)
+
+
 def test_without_penalty_finite_training_is_simulate():
     training = tp.GradientDescent(lr=0.4, steps=6)
     nets = train_robustly(NET, PAR, training, TASK, 0.0, widths=(8,), seeds=2, progress=False)

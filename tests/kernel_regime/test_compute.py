@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sympy as sp
 
 import tp_solver as tp
 from tp_solver.errors import BudgetError, InputError, ProgramError, RangeError
@@ -62,13 +63,16 @@ def test_single_precision_agrees_with_double(name):
         np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * np.abs(b).max())
 
 
-def recursion(x: np.ndarray, y: np.ndarray, depth: int) -> tuple[float, float, float, float]:
-    """The convolutional kernels of Arora et al. 2019 for ReLU on a circle, window 3: flattened NNGP and NTK, pooled NNGP and NTK."""
+def recursion(x: np.ndarray, y: np.ndarray, depth: int, shared: bool = True) -> tuple[float, float, float, float]:
+    """The convolutional kernels of Arora et al. 2019 for ReLU on a circle, window 3: flattened NNGP and NTK, pooled NNGP and NTK.
+
+    With matrices of their own at every position different positions are independent.
+    """
     positions = len(x)
 
     def patch(S):
         turns = [np.roll(np.roll(S, -a, 0), -a, 1) for a in (-1, 0, 1)]
-        return sum(turns) / 3
+        return sum(turns) / 3 * (1 if shared else np.eye(positions))
 
     def expectations(S, q, qp):
         size = np.sqrt(np.outer(q, qp))
@@ -92,14 +96,17 @@ def recursion(x: np.ndarray, y: np.ndarray, depth: int) -> tuple[float, float, f
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_convolution_is_the_recursion_over_pairs_of_positions(depth):
     x, y = RNG.standard_normal((2, 6, 4))
-    flat, pooled, local = (
+    flat, pooled, local, local_pooled = (
         tp.kernels(tp.cnn(depth, tp.relu, grid=(6,), layer=layer, head=head), HE, x[None], y[None])
-        for layer, head in ((tp.conv, tp.dense), (tp.conv, tp.pooled), (tp.local, tp.dense))
+        for layer in (tp.conv, tp.local)
+        for head in (tp.dense, tp.pooled)
     )
     wanted = recursion(x, y, depth)
     found = [float(k[0, 0]) for k in (flat.nngp, flat.ntk, pooled.nngp, pooled.ntk)]
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
     np.testing.assert_allclose((local.nngp, local.ntk), (flat.nngp, flat.ntk), rtol=1e-12)
+    found = [float(k[0, 0]) for k in (local.nngp, local.ntk, local_pooled.nngp, local_pooled.ntk)]
+    np.testing.assert_allclose(found, recursion(x, y, depth, shared=False), rtol=1e-12)
 
 
 def test_pooled_kernels_do_not_see_shifts_and_flattened_ones_do():
@@ -152,12 +159,27 @@ def test_kernel_functions_have_the_right_slopes(name):
 ALIKE = RNG.standard_normal(4)
 COLLINEAR = np.stack([ALIKE, ALIKE, -ALIKE, np.zeros(4), RNG.standard_normal(4)])
 """A point twice, its opposite, zero, and another."""
+
+
+def _residual(x):
+    h = tp.input_matrix("W0") @ x
+    return tp.readout("w") @ tp.relu(h + tp.hidden_matrix("W1") @ tp.relu(h))
+
+
+def _normalised(x):
+    h = tp.hidden_matrix("W1") @ tp.relu(tp.input_matrix("W0") @ x)
+    size = tp.average(lambda a: a**2, h)
+    return tp.readout("w") @ tp.erf(tp.entrywise(lambda a, q: a / sp.sqrt(q + sp.Rational(1, 1000)), h, size))
+
+
 BARE = {
     "relu": tp.mlp(2, tp.relu),
     "erf": tp.mlp(2, tp.erf),
     "gelu": tp.mlp(1, tp.gelu),
     "tanh": tp.mlp(1, tp.tanh),
     "pooled": tp.cnn(1, tp.relu, grid=(4,), size=2, head=tp.pooled),
+    "residual": tp.program(_residual),
+    "normalised": tp.program(_normalised),
 }
 """Without biases, so that variances vanish at zero and correlations are one, zero and minus one."""
 

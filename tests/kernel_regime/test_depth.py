@@ -41,6 +41,18 @@ def test_erf_on_the_edge():
     net = tp.mlp(2, tp.erf, bias=0.2, bias_rate=0.04)
     found = tp.depth_analysis(net, tp.ntk.times(edge.weight_scale), X, (3, 9999))
     assert 0.331 < found.ratio[1, 0, 1] < 0.3333
+    # the average kernel tends to q* and a third of it
+    np.testing.assert_allclose(found.average_ntk[1] / edge.q, np.where(np.eye(3), 1, 1 / 3), rtol=4e-3)
+
+
+def test_average_relu_kernels_on_the_edge():
+    """Card A5: A^L = Theta^L / L of inputs of any length tends to lam s_w^2 |x| |x'| / D, lam = 1 of an input with itself, else 1/4."""
+    lengths = np.array([0.5, 1.0, 2.0])
+    found = tp.depth_analysis(tp.mlp(2, tp.relu), tp.ntk.times(2**0.5), lengths[:, None] * X, (9999, 99999))
+    lam = found.average_ntk / (2 * np.outer(lengths, lengths))
+    others = ~np.eye(3, dtype=bool)
+    np.testing.assert_allclose(lam[:, ~others], 1, rtol=1e-10)
+    assert np.all(np.abs(lam[:, others] - 0.25).max(axis=1) < (1e-3, 1e-4))
 
 
 def test_the_table_of_the_edge():
@@ -60,8 +72,8 @@ def test_ordered_kernels_collapse():
     assert found.rate.rate == pytest.approx(np.log(chi), rel=0.03)
 
 
-@pytest.mark.slow
 def test_residual_streams_reach_a_quarter():
+    """Card A5: within 0.002 of 1/4 at L = 10^4 whatever s_w, at the rate log(L) / L of ReLU without a skip connection."""
     W0, W1, W2, w = tp.input_matrix("W0"), tp.hidden_matrix("W1"), tp.hidden_matrix("W2"), tp.readout("w")
 
     def stream(x):
@@ -73,6 +85,7 @@ def test_residual_streams_reach_a_quarter():
     for scale in (0.5**0.5, 2**0.5, 8**0.5):
         found = tp.depth_analysis(tp.program(stream), tp.ntk.times((1, scale, 1)), X, (3, 9999))
         assert abs(found.ratio[1, 0, 1] - 0.25) < 2e-3
+        assert found.rate.law is Law.LOGARITHM and found.rate.rate == pytest.approx(0.375, rel=0.02)
 
 
 def test_bad_input():

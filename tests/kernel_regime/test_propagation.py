@@ -10,7 +10,9 @@ import sympy as sp
 
 import tp_solver as tp
 from tp_solver.errors import InputError, ProgramError
+from tp_solver.kernel_regime.constants import numeric_constants
 from tp_solver.kernel_regime.propagation import propagate
+from tp_solver.limit.spec import limit_spec
 from tp_solver.numerics.duals import dual
 from tp_solver.program.architectures import mlp
 from tp_solver.symbols.activation import SHIPPED, Activation, X, linear, relu, tanh
@@ -101,6 +103,36 @@ def test_residual_recursion():
     g1 = g2 + s1 * g2 / 4
     exact = dual_map(tanh.expression, q3) + g3 * dual_map(tanh.expression, q2) / 4 + g2 * dual_map(tanh.expression, q1) / 4 + g1 * GRAM / D
     assert got.ntk == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_uses_of_a_shared_matrix_side_by_side(shared):
+    """f = w (erf(W h) + erf(W relu(h))): fields and adjoints of both uses are correlated, as those of two matrices are not."""
+
+    def network(x):
+        h = tp.input_matrix("W0") @ x
+        return tp.readout("w") @ (
+            tp.erf(tp.hidden_matrix("W1") @ tp.linear(h)) + tp.erf(tp.hidden_matrix("W1" if shared else "W2") @ relu(h))
+        )
+
+    Q, erf = GRAM / D, tp.erf
+    both = float(shared)
+    arguments = {(0, 0): Q, (1, 1): dual_map(relu.expression, Q), (0, 1): Q / 2, (1, 0): Q / 2}  # <h relu(h')> = q_12 / 2
+    lengths = [arguments[0, 0].diagonal(), arguments[1, 1].diagonal()]
+    value, adjoint = (
+        {(i, j): dual(f, f, lengths[i][:, None], lengths[j], k if i == j else both * k) for (i, j), k in arguments.items()}
+        for f in (erf.expression, erf.derivative)
+    )
+    own = [(0, 0), (1, 1)]
+    pairs = list(arguments) if shared else own
+    hidden = sum(adjoint[p] * arguments[p] for p in pairs)
+    through = {(0, 0): 1, (1, 1): dual_map(relu.derivative, Q), (0, 1): 1 / 2, (1, 0): 1 / 2}  # <1 relu'(h')> = 1 / 2
+    first = sum(adjoint[p] * through[p] for p in pairs) * Q
+    found = tp.kernels(tp.program(network), tp.ntk, DATA, layers=True)
+    assert found.nngp == pytest.approx(sum(value.values()), rel=1e-12)
+    assert sum(k for name, k in found.parts.items() if name in ("W1", "W2")) == pytest.approx(hidden, rel=1e-12)
+    assert found.parts["W0"] == pytest.approx(first, rel=1e-12)
+    assert found.ntk == pytest.approx(sum(value.values()) + hidden + first, rel=1e-12)
 
 
 def plain(p, x, n):
@@ -209,6 +241,42 @@ def test_sums_of_gaussians_and_shifts_are_gaussians():
     slope = dual_map(shifted.derivative, q2)
     exact = dual_map(shifted.expression, q2) + slope * q2 + slope * dual_map(sp.diff(product), GRAM / D) * GRAM / D
     assert got.ntk == pytest.approx(exact, rel=1e-11)
+
+
+def tied_relu(x):
+    W1 = tp.hidden_matrix("W1")
+    a = relu(tp.input_matrix("W0") @ x + tp.bias("b", 0.5))
+    a = a + relu(W1 @ a)
+    a = a - sp.Rational(1, 2) * relu(W1 @ a)
+    return tp.readout("w") @ relu(W1 @ a) + tp.bias("bo")
+
+
+def turned(x):
+    return tp.readout("w") @ tp.gelu(tp.hidden_matrix("W2").T @ relu(tp.hidden_matrix("W1") @ tp.gelu(tp.input_matrix("W0") @ x)))
+
+
+COMPILED = {
+    "biases everywhere": mlp(3, relu, bias=0.3, bias_rate=0.09, output_bias=0.2),
+    "ten layers": mlp(10, tp.erf),
+    "residual": residual(2, tp.erf),
+    "tied": tp.program(tied_relu),
+    "transposed": tp.program(turned),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_kernels_of_every_layer_are_those_read_one_by_one(name):
+    """Phi, G and the term of every matrix, not only the sum: what is recorded and compiled for blocks of inputs, of one set and of two,
+    against the statements evaluated one after the other, which the tests above hold against recursions typed out."""
+    net, parameterization = COMPILED[name], tp.ntk.times((1.2, 0.9, 1.1))
+    plain = propagate(net, *numeric_constants(net, limit_spec(net, parameterization), D), GRAM)
+    read = {"nngp": plain.output_covariance, "ntk": plain.ntk, "Phi": np.array(plain.Phi), "G": np.array(plain.G), **plain.parts}
+    whole, cross = (tp.kernels(net, parameterization, *sets, layers=True) for sets in ((DATA,), (DATA[:1], DATA[1:])))
+    for k, cut in ((whole, ...), (cross, (..., slice(0, 1), slice(1, None)))):
+        compiled = {"nngp": k.nngp, "ntk": k.ntk, "Phi": k.Phi, "G": k.G, **k.parts}
+        assert set(compiled) == set(read)
+        for what, exact in read.items():
+            assert compiled[what] == pytest.approx(exact[cut], rel=0, abs=1e-13 * np.abs(exact).max()), what
 
 
 def test_deep_linear_is_elementary():

@@ -70,3 +70,13 @@ def test_blocks_are_cut_to_the_budget():
         assert kernels.ntk == pytest.approx(whole.ntk[rows, columns], rel=1e-13)
     with pytest.raises(tp.BudgetError, match="memory"):
         tp.kernels(net, tp.ntk, inputs, memory=1e-6)
+
+
+def test_twenty_thousand_inputs_fit_into_four_gib():
+    """In single precision all at once, in double precision block by block; what a block takes is known (the tests above)."""
+    net, inputs = tp.mlp(depth=3, activation=tp.relu), np.random.default_rng(3).standard_normal((20_000, 100))
+    compute._job(net, tp.ntk, inputs, None, False, "float32", 4.0).require_results()
+    with pytest.raises(tp.BudgetError, match="float32"):
+        compute._job(net, tp.ntk, inputs, None, False, "float64", 4.0).require_results()
+    rows, columns, found = next(iter(tp.kernel_blocks(net, tp.ntk, inputs, memory=0.1)))
+    assert found.ntk == pytest.approx(tp.kernels(net, tp.ntk, inputs[rows], inputs[columns]).ntk, rel=0, abs=1e-7)

@@ -133,7 +133,6 @@ def assert_trend(task, widths, steps):
     assert np.all(per_doubling < -0.4), (error, limit)
 
 
-@pytest.mark.slow
 def test_trained_nets_approach_the_gaussian_process():
     """Card A1, reduced."""
     assert_trend(digits(60, 200), (8, 32, 128), 100)

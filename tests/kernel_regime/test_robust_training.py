@@ -40,12 +40,12 @@ def solved():
 # against finite nets
 
 
-def trained(seeds):
+def trained(widths, seeds):
     """Mean over nets of the largest deviation from the linear equation started where the net starts: of f and of (f, df/dx) on the
-    training points, and of f on the test points, for widths 64 and 256."""
+    training points, and of f on the test points, per width."""
     descent = tp.GradientDescent(lr=0.5, steps=120)
     theory = robust_training(NET, PAR, descent, TASK, PENALTY)
-    nets = train_robustly(NET, PAR, descent, TASK, PENALTY, widths=(64, 256), seeds=seeds, progress=False)
+    nets = train_robustly(NET, PAR, descent, TASK, PENALTY, widths=widths, seeds=seeds, progress=False)
     assert nets.F_test is not None
     found = np.concatenate([nets.F, nets.F_test], axis=3)
     expected = np.array([[theory.evolve(F[0], 120) for F in row] for row in found])
@@ -53,10 +53,11 @@ def trained(seeds):
     return gap[:, :, :6, 0].max(axis=2).mean(axis=1), gap[:, :, :6].max(axis=(2, 3)).mean(axis=1), gap[:, :, 6:, 0].max(axis=2).mean(axis=1)
 
 
-@pytest.mark.slow
-def test_trained_nets_approach_the_linear_equation():
-    """120 steps at rate 0.5: time 60."""
-    f, joint, test = trained(24)
+@pytest.mark.parametrize(("widths", "seeds"), [((16, 64), 16), pytest.param((64, 256), 24, marks=pytest.mark.slow)], ids=["small", "full"])
+def test_trained_nets_approach_the_linear_equation(widths, seeds):
+    """Card A7: at time 60 (120 steps at rate 0.5) the error on training points halves or better where the width is four times larger, and
+    is at most 0.2 on test points."""
+    f, joint, test = trained(widths, seeds)
     assert f[0] >= 2 * f[1]
     assert joint[0] >= 2 * joint[1]
     assert test[1] <= 0.2

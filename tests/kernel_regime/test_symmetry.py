@@ -36,7 +36,6 @@ def test_which_symmetries_the_kernels_have():
     assert "translation by 1" in str(reports["GAP"])
 
 
-@pytest.mark.slow
 def test_learning_curves_follow_the_symmetry():
     """Claims of the card at 100 and 400 samples."""
     found = {name: curve(net, LOCAL, (100, 400), 300).nmse for name, net in NETS.items()}
