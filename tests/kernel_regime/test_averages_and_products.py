@@ -190,6 +190,36 @@ def test_zero_inputs_have_no_direction():
     assert tp.kernels(net, tp.ntk, np.vstack([X, np.zeros(D)])).nngp[3] == pytest.approx(np.zeros(4), abs=0)
 
 
+@pytest.mark.parametrize("name", ["before", "residual"])
+def test_kernel_functions_of_zero_inputs(name):
+    """Called with arrays they refuse as the matrix does; traced they are NaN there, and right elsewhere."""
+    function = tp.kernel_function(NETS[name], tp.ntk, X)
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.vstack([X, np.zeros(D)]))
+        for one, two in ((x, x[:2]), (x[:2], x)):
+            with pytest.raises(ProgramError, match=r"kernel_function.*normalise by sqrt\(q \+ 1e-5\)"):
+                function(one, two)
+        for transformed in (jax.jit(function), lambda v, u: jax.vmap(lambda row: function(row[None], u))(v)):
+            traced = np.asarray(transformed(x, x[:2]).ntk).reshape(4, 2)
+            np.testing.assert_allclose(traced[:3], function(x[:3], x[:2]).ntk, rtol=1e-12)
+            assert np.isnan(traced[3]).all()
+        slope = np.asarray(jax.grad(lambda v: function(v, x[:2]).ntk[:3].sum())(x))
+        assert np.isfinite(slope[:3]).all()
+
+
+def test_jacobian_kernels_of_norms_without_a_floor():
+    """The scale of the input does not count, so that f does not change along it; at zero there is no slope."""
+    net = tp.program(lambda x: w @ tp.erf(W1 @ tp.erf(rms_norm(W0 @ x))))
+    k = tp.jacobian_kernels(net, tp.ntk, X)
+    plain = tp.kernels(net, tp.ntk, X)
+    np.testing.assert_allclose(k.ntk[:, 0, :, 0], plain.ntk, rtol=1e-12)
+    for kernel in (k.nngp, k.ntk):
+        along = np.einsum("ia,ianb->inb", X, kernel[:, 1:])
+        assert np.abs(along).max() < 1e-12 * np.abs(kernel).max()
+    with pytest.raises(ProgramError, match=r"jacobian_kernels.*normalise by sqrt\(q \+ 1e-5\)"):
+        tp.jacobian_kernels(net, tp.ntk, np.vstack([X, np.zeros(D)]))
+
+
 def test_gates_separate():
     """Sums, products, powers and exponentials of sums come apart; what stays mixed is told from what does not."""
     a, b, c = sp.symbols("a b c", real=True)

@@ -17,7 +17,7 @@ import sympy as sp
 
 from tp_solver import checks
 from tp_solver.errors import BudgetError, InputError, ProgramError
-from tp_solver.kernel_regime.compute import kernel_function
+from tp_solver.kernel_regime.compute import kernel_function, require_finite
 from tp_solver.kernel_regime.constants import numeric_constants
 from tp_solver.kernel_regime.pairs import Pairs
 from tp_solver.kernel_regime.propagation import Propagation
@@ -115,7 +115,8 @@ def jacobian_kernels(net: Program, parameterization: Parameterization, X: Any, X
         memory: GiB that the results and the work may take.
 
     Raises:
-        ProgramError: for activations whose slope has a kink or a jump (ReLU), and for programs that leave the Gaussian class.
+        ProgramError: for activations whose slope has a kink or a jump (ReLU), for programs that leave the Gaussian class, and for a
+            zero input under a norm without a floor.
         InputError: for malformed inputs. BudgetError: if the kernels do not fit.
 
     Example: ``jacobian_kernels(tp.mlp(depth=2, activation=tp.erf), tp.ntk, X).ntk``.
@@ -144,6 +145,7 @@ def rated_jacobian_kernels(
         with jax.enable_x64(True):
             found = np.asarray(block.run.call(_padded(x1[rows], block.sides[0]), _padded(x2[columns], block.sides[1])))
         found = found[:, : rows.stop - rows.start, :, : columns.stop - columns.start]
+        require_finite("jacobian_kernels", dict(zip(("nngp", "ntk"), found.transpose(0, 2, 4, 1, 3), strict=True)))
         if X2 is None:
             swapped = found.transpose(0, 3, 4, 1, 2)
             if rows == columns:
@@ -184,8 +186,8 @@ class _Model(NamedTuple):
 
     @property
     def squared_lengths(self) -> np.ndarray:
-        """The largest, smaller ones, and zero."""
-        return np.append(2.0 ** (self.largest - np.arange(15)), 0.0)
+        """The largest, and smaller ones."""
+        return 2.0 ** (self.largest - np.arange(15.0))
 
 
 def _flat(field: str, X: Any, net: Program) -> np.ndarray:
