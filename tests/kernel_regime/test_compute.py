@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -283,5 +285,11 @@ def test_what_leaves_the_gaussian_class_is_refused():
 
 
 def test_limits_of_convolutional_programs_are_refused_with_directions():
-    with pytest.raises(ProgramError, match=r"tp\.kernels"):
-        tp.limit(NETS["cnn"], tp.ntk, tp.GradientDescent(lr=0.1, steps=2))
+    rule = tp.GradientDescent(lr=0.1, steps=2)
+    with pytest.raises(
+        ProgramError, match=r"one site per layer.*\(KR\.8\) and \(KR\.9\).*tp\.kernels\(.*tp\.KernelDynamics\.of\(.*tp\.simulate"
+    ):
+        tp.limit(NETS["cnn"], tp.ntk, rule)
+    assert tp.KernelDynamics.of(NETS["cnn"], tp.ntk, rule, X, X[:, 0]).at(2).f.shape == (7,)
+    page = (Path(__file__).parents[2] / "theory" / "kernel_regime.md").read_text()
+    assert r"\mathcal P[S]_{ij}" in page.split(r"\tag{KR.8}")[0][-200:] and r"\tag{KR.9}" in page
