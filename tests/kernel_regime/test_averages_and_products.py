@@ -144,8 +144,8 @@ def test_polynomials_of_correlated_fields():
         assert getattr(tp.kernels(twice, tp.ntk, X), name) == pytest.approx(getattr(tp.kernels(once, tp.ntk, X), name), rel=1e-12)
 
 
-def test_kernel_functions_and_blocks():
-    """The gradient is that of differences; blocks are parts of the whole."""
+def test_kernel_functions_have_the_right_slopes():
+    """Against central differences."""
     net = NETS["gated"]
     with jax.enable_x64(True):
         function = tp.kernel_function(net, tp.ntk, X)
@@ -158,9 +158,18 @@ def test_kernel_functions_and_blocks():
         step = 1e-5
         difference = float(one(point + step * along) - one(point - step * along)) / (2 * step)
     assert slope == pytest.approx(difference, rel=1e-6)
-    whole = tp.kernels(net, tp.ntk, X, layers=True)
-    for block in tp.kernel_blocks(net, tp.ntk, X, X, layers=True):
-        assert block.kernels.ntk == pytest.approx(whole.ntk[block.rows, block.columns], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["gated", "residual"])
+def test_blocks_are_parts_of_the_whole(name):
+    """Averages and factors are those of the block's own inputs."""
+    many = np.random.default_rng(2).standard_normal((40, D))
+    (whole,) = tp.kernel_blocks(NETS[name], tp.ntk, many, layers=True)
+    blocks = list(tp.kernel_blocks(NETS[name], tp.ntk, many, many[:30], layers=True, memory=2e-5))
+    assert len({(b.rows.start, b.columns.start) for b in blocks}) == len(blocks) > 6
+    for block in blocks:
+        for pick in (lambda k: k.nngp, lambda k: k.ntk, lambda k: k.Phi, lambda k: k.G):
+            assert pick(block.kernels) == pytest.approx(pick(whole.kernels)[..., block.rows, block.columns], rel=1e-9, abs=1e-12)
 
 
 def test_positions_are_normalised_one_by_one():
