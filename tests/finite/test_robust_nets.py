@@ -11,6 +11,7 @@ import pytest
 
 import tp_solver as tp
 from tp_solver.errors import BudgetError, InputError
+from tp_solver.finite import jacobian
 from tp_solver.finite.experiment import precision
 from tp_solver.finite.jacobian import empirical_jacobian_ntk, joint_values, value_and_jacobian
 from tp_solver.finite.network import draw
@@ -93,6 +94,26 @@ def test_finite_training_descends_on_the_penalised_loss(tmp_path):
     assert "rms |df/dx|" in str(flow) and len(str(flow).splitlines()) == 5
     flow.plot(tmp_path / "nets.png")
     assert (tmp_path / "nets.png").exists()
+
+
+WIDE = draw(NET, PAR, 2, 512)
+CONVOLVED = draw(tp.cnn(2, tp.erf, grid=(8,), head=tp.pooled), tp.ntk, 8, 16)
+
+
+@pytest.mark.parametrize("net", [WIDE, CONVOLVED], ids=["wide", "convolved"])
+def test_memory_of_the_kernel_is_what_compilation_says(net):
+    """A net fits into what its compiled kernel takes, and not into less: a wide one, and one over a grid."""
+    x = np.random.default_rng(2).standard_normal((5, net.dimension))
+    with precision():
+        used = jacobian._kernel.lower(net, *2 * (net.columns("X", x),)).compile().memory_analysis()
+    need = (used.temp_size_in_bytes + used.output_size_in_bytes) / 2**30
+    with pytest.raises(BudgetError, match="gib"):
+        empirical_jacobian_ntk(net, x, gib=0.99 * need)
+    found = empirical_jacobian_ntk(net, x, gib=1.01 * need)
+    with precision():  # traced, only the result counts
+        np.testing.assert_allclose(jax.jit(lambda n: empirical_jacobian_ntk(n, x, gib=need) + 0.0)(net), found, atol=1e-12 * found.max())
+        with pytest.raises(BudgetError, match="gib"):
+            jax.jit(lambda n: empirical_jacobian_ntk(n, x, gib=1e-6))(net)
 
 
 def test_bad_finite_input():

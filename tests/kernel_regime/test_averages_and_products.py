@@ -144,8 +144,8 @@ def test_polynomials_of_correlated_fields():
         assert getattr(tp.kernels(twice, tp.ntk, X), name) == pytest.approx(getattr(tp.kernels(once, tp.ntk, X), name), rel=1e-12)
 
 
-def test_kernel_functions_and_blocks():
-    """The gradient is that of differences; blocks are parts of the whole."""
+def test_kernel_functions_have_the_right_slopes():
+    """Against central differences."""
     net = NETS["gated"]
     with jax.enable_x64(True):
         function = tp.kernel_function(net, tp.ntk, X)
@@ -158,9 +158,18 @@ def test_kernel_functions_and_blocks():
         step = 1e-5
         difference = float(one(point + step * along) - one(point - step * along)) / (2 * step)
     assert slope == pytest.approx(difference, rel=1e-6)
-    whole = tp.kernels(net, tp.ntk, X, layers=True)
-    for block in tp.kernel_blocks(net, tp.ntk, X, X, layers=True):
-        assert block.kernels.ntk == pytest.approx(whole.ntk[block.rows, block.columns], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["gated", "residual"])
+def test_blocks_are_parts_of_the_whole(name):
+    """Averages and factors are those of the block's own inputs."""
+    many = np.random.default_rng(2).standard_normal((40, D))
+    (whole,) = tp.kernel_blocks(NETS[name], tp.ntk, many, layers=True)
+    blocks = list(tp.kernel_blocks(NETS[name], tp.ntk, many, many[:30], layers=True, memory=2e-5))
+    assert len({(b.rows.start, b.columns.start) for b in blocks}) == len(blocks) > 6
+    for block in blocks:
+        for pick in (lambda k: k.nngp, lambda k: k.ntk, lambda k: k.Phi, lambda k: k.G):
+            assert pick(block.kernels) == pytest.approx(pick(whole.kernels)[..., block.rows, block.columns], rel=1e-9, abs=1e-12)
 
 
 def test_positions_are_normalised_one_by_one():
@@ -188,6 +197,36 @@ def test_zero_inputs_have_no_direction():
         tp.kernels(NETS["before"], tp.ntk, np.vstack([X, np.zeros(D)]))
     net = tp.program(lambda x: w @ tp.erf(rms_norm(W0 @ x, 1e-3)))
     assert tp.kernels(net, tp.ntk, np.vstack([X, np.zeros(D)])).nngp[3] == pytest.approx(np.zeros(4), abs=0)
+
+
+@pytest.mark.parametrize("name", ["before", "residual"])
+def test_kernel_functions_of_zero_inputs(name):
+    """Called with arrays they refuse as the matrix does; traced they are NaN there, and right elsewhere."""
+    function = tp.kernel_function(NETS[name], tp.ntk, X)
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.vstack([X, np.zeros(D)]))
+        for one, two in ((x, x[:2]), (x[:2], x)):
+            with pytest.raises(ProgramError, match=r"kernel_function.*normalise by sqrt\(q \+ 1e-5\)"):
+                function(one, two)
+        for transformed in (jax.jit(function), lambda v, u: jax.vmap(lambda row: function(row[None], u))(v)):
+            traced = np.asarray(transformed(x, x[:2]).ntk).reshape(4, 2)
+            np.testing.assert_allclose(traced[:3], function(x[:3], x[:2]).ntk, rtol=1e-12)
+            assert np.isnan(traced[3]).all()
+        slope = np.asarray(jax.grad(lambda v: function(v, x[:2]).ntk[:3].sum())(x))
+        assert np.isfinite(slope[:3]).all()
+
+
+def test_jacobian_kernels_of_norms_without_a_floor():
+    """The scale of the input does not count, so that f does not change along it; at zero there is no slope."""
+    net = tp.program(lambda x: w @ tp.erf(W1 @ tp.erf(rms_norm(W0 @ x))))
+    k = tp.jacobian_kernels(net, tp.ntk, X)
+    plain = tp.kernels(net, tp.ntk, X)
+    np.testing.assert_allclose(k.ntk[:, 0, :, 0], plain.ntk, rtol=1e-12)
+    for kernel in (k.nngp, k.ntk):
+        along = np.einsum("ia,ianb->inb", X, kernel[:, 1:])
+        assert np.abs(along).max() < 1e-12 * np.abs(kernel).max()
+    with pytest.raises(ProgramError, match=r"jacobian_kernels.*normalise by sqrt\(q \+ 1e-5\)"):
+        tp.jacobian_kernels(net, tp.ntk, np.vstack([X, np.zeros(D)]))
 
 
 def test_gates_separate():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -223,12 +225,17 @@ def test_zero_inputs_are_finite():
 
 
 def test_blocks_come_once_each_and_make_the_whole():
+    """A function of all inputs at once knows no blocks; what is assembled has every one of them, and their transposes, in place."""
     net, many = NETS["erf"], RNG.standard_normal((700, 12))
-    whole, seen = tp.kernels(net, tp.ntk, many), np.zeros((700, 700), int)
+    assembled, seen = tp.kernels(net, tp.ntk, many), np.zeros((700, 700), int)
+    with jax.enable_x64(True):
+        whole = np.asarray(tp.kernel_function(net, tp.ntk, many)(jnp.asarray(many), jnp.asarray(many)).ntk)
     for block in tp.kernel_blocks(net, tp.ntk, many):
         seen[block.rows, block.columns] += 1
-        np.testing.assert_array_equal(block.kernels.ntk, whole.ntk[block.rows, block.columns])
+        np.testing.assert_array_equal(block.kernels.ntk, assembled.ntk[block.rows, block.columns])
     assert seen[np.triu_indices(700)].min() == 1 and seen.max() == 1
+    assert seen[-1, 0] == 0, "one block: nothing is assembled"
+    np.testing.assert_allclose(assembled.ntk, whole, rtol=0, atol=1e-12 * whole.max())
 
 
 def test_budgets_are_refused_before_any_work():
@@ -305,5 +312,11 @@ def test_what_leaves_the_gaussian_class_is_refused():
 
 
 def test_limits_of_convolutional_programs_are_refused_with_directions():
-    with pytest.raises(ProgramError, match=r"tp\.kernels"):
-        tp.limit(NETS["cnn"], tp.ntk, tp.GradientDescent(lr=0.1, steps=2))
+    rule = tp.GradientDescent(lr=0.1, steps=2)
+    with pytest.raises(
+        ProgramError, match=r"one site per layer.*\(KR\.8\) and \(KR\.9\).*tp\.kernels\(.*tp\.KernelDynamics\.of\(.*tp\.simulate"
+    ):
+        tp.limit(NETS["cnn"], tp.ntk, rule)
+    assert tp.KernelDynamics.of(NETS["cnn"], tp.ntk, rule, X, X[:, 0]).at(2).f.shape == (7,)
+    page = (Path(__file__).parents[2] / "theory" / "kernel_regime.md").read_text()
+    assert r"\mathcal P[S]_{ij}" in page.split(r"\tag{KR.8}")[0][-200:] and r"\tag{KR.9}" in page

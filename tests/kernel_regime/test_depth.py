@@ -89,14 +89,15 @@ def test_residual_streams_reach_a_quarter():
 
 
 def test_bad_input():
-    with pytest.raises(tp.TPError):
-        tp.depth_analysis(tp.mlp(2, tp.relu), tp.ntk, X[:1])
-    with pytest.raises(tp.TPError):
-        tp.fixed_point("relu", 1.0)
-    with pytest.raises(tp.TPError):
-        tp.fixed_point(tp.relu, -1.0)
-    with pytest.raises(tp.TPError):
-        tp.edge_of_chaos(tp.relu, float("nan"))
+    for field, call in (
+        ("X", lambda: tp.depth_analysis(tp.mlp(2, tp.relu), tp.ntk, X[:1])),
+        ("activation", lambda: tp.fixed_point("relu", 1.0)),
+        ("weight_scale", lambda: tp.fixed_point(tp.relu, -1.0)),
+        ("bias_scale", lambda: tp.edge_of_chaos(tp.relu, float("nan"))),
+    ):
+        with pytest.raises(tp.InputError) as error:
+            call()
+        assert error.value.field == field and error.value.hint
 
 
 CHAOTIC = tp.mlp(2, tp.erf, bias=0.3, bias_rate=0.09)

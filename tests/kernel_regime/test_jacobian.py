@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from tp_solver.finite.network import blueprint, draw, stacked_weights
 from tp_solver.kernel_regime import jacobian
 from tp_solver.kernel_regime.compute import kernels
 from tp_solver.kernel_regime.jacobian import jacobian_kernels, matrix
+from tp_solver.numerics.compiled import compiled
 from tp_solver.program.layers import conv, global_pool
 from tp_solver.program.tracing import bias, input_matrix, program, readout
 
@@ -181,6 +184,68 @@ def test_convolutions_against_differences():
         assert k.ntk[0, a, :, b] == pytest.approx(difference("ntk", moves[a], moves[b])[0], abs=2e-6)
         assert k.nngp[0, a, :, b] == pytest.approx(difference("nngp", moves[a], moves[b])[0], abs=2e-6)
     assert k.ntk[:, 0, :, 0] == pytest.approx(kernels(net, tp.ntk, x, y).ntk, abs=1e-12)
+
+
+# memory ---------------------------------------------------------------------------------------------------------------
+
+MEASURED = """
+import sys
+from pathlib import Path
+
+import numpy as np
+import tp_solver as tp
+from tp_solver.kernel_regime import jacobian
+
+
+def resident(field):
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) * 2**10
+
+
+net, memory = tp.cnn(depth=1, activation=tp.erf, grid=(4,), head=tp.pooled), float(sys.argv[1])
+X = np.random.default_rng(0).standard_normal((100, 4))
+tp.jacobian_kernels(net, tp.ntk, X[:1])
+largest = int(np.ceil(np.log2((X**2).sum(axis=1).max())))
+sides, run = jacobian._block(jacobian._Model(net, tp.ntk, None, 4, largest), 100, 100, memory)  # compiles, and runs nothing
+Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+before = resident("VmRSS")
+k = tp.jacobian_kernels(net, tp.ntk, X, memory=memory)
+print(*sides, k.nngp.nbytes + k.ntk.nbytes + run.results + max(run.scratch, run.results), resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are measured in the units of Linux")
+@pytest.mark.parametrize(("memory", "blocks"), [(4.0, 1), (0.15, 2)], ids=["whole", "cut"])
+def test_the_foretold_peak_is_the_measured_one(memory, blocks):
+    """Over a grid derivatives hold a hundred times what the result takes."""
+    done = subprocess.run([sys.executable, "-c", MEASURED, str(memory)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *sides, foretold, measured = map(int, done.stdout.split())
+    assert sides == [100 // blocks] * 2
+    assert abs(measured - foretold) < 0.1 * foretold + 40 * 2**20  # what a process holds comes and goes by so much
+    assert measured < memory * 2**30
+
+
+def test_blocks_are_cut_to_what_compilation_says(monkeypatch):
+    """No block takes more than the budget, and cutting changes nothing."""
+    net = program(pooled, grid=(4,))
+    x = RNG.standard_normal((6, 4))
+    budget = 2e-4  # GiB
+    made = []
+
+    def noted(function, *shapes):
+        made.append(compiled(function, *shapes))
+        return made[-1]
+
+    monkeypatch.setattr(jacobian, "compiled", noted)
+    whole, cut = jacobian_kernels(net, tp.ntk, x), jacobian_kernels(net, tp.ntk, x, memory=budget)
+    (first, *_, last), results = made, whole.nngp.nbytes * 2
+    assert results + first.results + first.scratch > budget * 2**30 > results + last.results + last.scratch
+    assert last.results < first.results == results
+    assert cut.ntk == pytest.approx(whole.ntk, abs=1e-13) and cut.nngp == pytest.approx(whole.nngp, abs=1e-13)
+    with pytest.raises(BudgetError, match="memory"):  # room for the kernels, but not for a pair at work
+        jacobian_kernels(net, tp.ntk, x[:2], memory=5e-6)
 
 
 # against finite nets --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from tp_solver.kernel_regime.compute import _ready
 from tp_solver.kernel_regime.constants import numeric_constants
 from tp_solver.kernel_regime.depth_rates import Law
 from tp_solver.kernel_regime.jacobian import _Model
+from tp_solver.kernel_regime.propagation import Propagation
 from tp_solver.kernel_regime.repeated_layer import read_deep_net
 from tp_solver.limit.spec import limit_spec
 
@@ -73,9 +74,11 @@ def bump(readout_of):
 
 def test_inputs_of_zero_are_surveyed():
     """The second layer's variance is 100 at x = 0, and almost none at large inputs."""
-    seen = _ready(bump(tp.erf), tp.ntk, 2, 18, 18).seen
-    assert max(v for (f, _), v in seen.largest.items() if f.has(sp.erf)) == pytest.approx(100)
-    assert 0.0 in _Model(bump(tp.erf), tp.ntk, None, 2, 32).squared_lengths
+    net = bump(tp.erf)
+    ready = Propagation(net, *numeric_constants(net, limit_spec(net, tp.ntk), 2))
+    ready.survey(_Model(net, tp.ntk, None, 2, 32).squared_lengths)
+    for seen in (_ready(net, tp.ntk, 2, 18, 18).seen, ready.seen):
+        assert max(v for (f, _), v in seen.largest.items() if f.has(sp.erf)) == pytest.approx(100)
 
 
 @pytest.mark.slow

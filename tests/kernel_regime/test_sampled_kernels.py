@@ -28,6 +28,8 @@ BOTH = tp.program(lambda x: w @ tp.tanh(W1.T @ tp.tanh(W1 @ tp.tanh(W0 @ x))), "
 APART = tp.program(lambda x: w @ tp.tanh(tp.hidden_matrix("V1").T @ tp.tanh(W1 @ tp.tanh(W0 @ x))), "independent")
 INSEPARABLE = tp.program(lambda x: w @ tp.entrywise(lambda a, b: sp.tanh(a * b), tp.linear(W0 @ x), V0 @ x), "inseparable")
 
+OVER_GRID = tp.cnn(1, tp.tanh, grid=(4,))
+
 
 @pytest.mark.parametrize(
     ("net", "parameterization"),
@@ -98,6 +100,20 @@ def test_training_with_sampled_kernels(tmp_path):
     assert np.array_equal(again.stderr("G", 1, 0, 0), sol.stderr("G", 1, 0, 0)) and again.stderr("G", 1, 0, 0).min() > 0
 
 
+def test_advice_over_a_grid_leads_somewhere():
+    """Maps that do not separate: no closed form, no samples, but finite nets as both errors say."""
+
+    def gated(x):
+        return tp.pooled(w, tp.entrywise(lambda a, b: sp.tanh(a * b), tp.linear(tp.conv(W0, x, 3)), tp.conv(V0, x, 3)))
+
+    net = tp.program(gated, grid=(4,))
+    for kernels in (tp.kernels, tp.sampled_kernels):
+        with pytest.raises(ProgramError, match=r"over a grid average tp\.empirical_ntk|elsewhere average tp\.empirical_ntk"):
+            kernels(net, tp.ntk, np.ones((2, 8)))
+    found = [tp.empirical_ntk(tp.draw(net, tp.ntk, 8, 16, seed=s), np.ones((2, 8)))[..., 0, 0] for s in range(2)]
+    assert np.mean(found, axis=0).shape == (2, 2)
+
+
 def test_the_lazy_limit_is_centred():
     """gamma0 = 0 of a parameterization that learns features: the mean of the kernel regime."""
     task = tp.Task(X, np.array([1.0, -1.0, 0.5, 0.0]))
@@ -109,7 +125,8 @@ def test_the_lazy_limit_is_centred():
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"net": tp.cnn(1, tp.tanh, grid=(4,))}, ProgramError, "over positions"),
+        ({"net": OVER_GRID}, ProgramError, r"^net: got a program on 4 positions; .*tp\.kernels\(.*tp\.empirical_ntk\(tp\.draw\("),
+        ({"net": OVER_GRID, "X": np.ones((2, 4, 3))}, ProgramError, "^net: got a program on 4 positions"),
         ({"X": X[0]}, InputError, "X is"),
         ({"X2": X[:, 1:]}, InputError, "X2"),
         ({"samples": 65}, InputError, "even"),
@@ -118,7 +135,7 @@ def test_the_lazy_limit_is_centred():
         ({"memory": 1e-6}, BudgetError, "fewer samples"),
         ({"net": tp.program(lambda x: w @ tp.tanh(sp.Symbol("beta") * (W0 @ x)))}, ProgramError, "beta"),
     ],
-    ids=["positions", "shape", "dimensions", "odd", "one replicate", "tolerance", "memory", "symbol"],
+    ids=["positions", "inputs over positions", "shape", "dimensions", "odd", "one replicate", "tolerance", "memory", "symbol"],
 )
 def test_bad_input(change, error, text):
     arguments = {"net": BOTH, "parameterization": tp.ntk, "X": X} | change

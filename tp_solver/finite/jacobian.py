@@ -17,13 +17,13 @@ from tp_solver import checks
 from tp_solver.errors import BudgetError, InputError
 from tp_solver.finite import tangent
 from tp_solver.finite.dense import Array, Net, Numbers, Weights
+from tp_solver.finite.empirical import is_traced
 from tp_solver.finite.experiment import precision
 from tp_solver.finite.network import FiniteNet, on_host
+from tp_solver.numerics.compiled import compiled
 
 GIB = 2.0
 """Default memory budget."""
-LIVE_ARRAYS = 6
-"""Arrays of the size of the result that the nested derivatives hold at once."""
 
 
 def joint_values(net: Net, weights: Weights, numbers: Numbers, x: Array) -> Array:
@@ -68,7 +68,8 @@ def empirical_jacobian_ntk(net: FiniteNet, X: Any, X2: Any = None, gib: float = 
         gib: memory budget in GiB.
 
     Returns:
-        (n1, 1 + D, n2, 1 + D, K, K).
+        (n1, 1 + D, n2, 1 + D, K, K). Inside a jax transformation the budget is that of the result alone: what is computed around it
+        is not known there.
 
     Raises:
         InputError: for malformed inputs. BudgetError: if it does not fit.
@@ -78,16 +79,21 @@ def empirical_jacobian_ntk(net: FiniteNet, X: Any, X2: Any = None, gib: float = 
     x1 = net.columns("X", X)
     x2 = x1 if X2 is None else net.columns("X2", X2)
     shape = (x1.shape[1], 1 + net.dimension, x2.shape[1], 1 + net.dimension, net.outputs, net.outputs)
-    # tangents of all uses of all matrices, in every direction of both sets
-    fields = (1 + net.dimension) * net.outputs * net.width * (x1.shape[1] + x2.shape[1]) * len(list(net.program.products()))
-    need = net.dtype.itemsize * (LIVE_ARRAYS * prod(shape) + 4 * fields)
-    if need > gib * 2**30:
-        raise BudgetError("gib", f"a need of {need / 2**30:.3g} GiB", f"at most {gib:g} GiB", "give fewer inputs at a time, as X and X2")
+    _require(gib, net.dtype.itemsize * prod(shape))  # before anything is compiled
     with precision():
-        found = on_host(_kernel(net, x1, x2))
-    if isinstance(found, np.ndarray) and not np.isfinite(found).all():
+        if is_traced(net):
+            return _kernel(net, x1, x2)
+        run = compiled(_kernel, net, x1, x2)
+        _require(gib, run.results + run.scratch)
+        found = on_host(run.call(net, x1, x2))
+    if not np.isfinite(found).all():
         raise InputError("net", "a kernel that is not finite", "a net with finite weights", "did its training diverge?")
     return found
+
+
+def _require(gib: float, need: int) -> None:
+    if need > gib * 2**30:
+        raise BudgetError("gib", f"a need of {need / 2**30:.3g} GiB", f"at most {gib:g} GiB", "give fewer inputs at a time, as X and X2")
 
 
 def _net(net: Any) -> FiniteNet:

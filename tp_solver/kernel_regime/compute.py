@@ -7,6 +7,7 @@ above the diagonal.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -35,8 +36,6 @@ GRID_BYTES = 2**21
 """The same over a grid, where a block takes more pieces. Arrays much larger come anew from the system, page by page, at every piece."""
 TEMPORARIES = 3
 """Arrays of the size of a block that a compiled piece takes beside its arguments and results."""
-NEARLY_ZERO = 2.0**-80
-"""A squared length relative to others that stands for zero where there is no value at zero."""
 SURVEYED = 16
 """Lengths of inputs at which variances are looked at, to set the length of series."""
 
@@ -186,6 +185,8 @@ def kernel_function(net: Program, parameterization: Parameterization, like: Any)
 
     Returns:
         a function of (n1, D) and (n2, D) jax arrays; its precision is theirs. It raises an InputError for other shapes, under jit too.
+        At a zero input a norm without a floor divides by zero: called with arrays the function raises the ProgramError of
+        :func:`kernels`; compiled, mapped or differentiated it cannot know, and the kernels of that input are NaN.
 
     Raises:
         InputError, ProgramError, ParameterizationError: as :func:`kernels`.
@@ -199,7 +200,11 @@ def kernel_function(net: Program, parameterization: Parameterization, like: Any)
             if np.ndim(x) != 2 or np.shape(x)[1] != example.shape[1]:
                 shape = f"(n, {example.shape[1]}), as the example"
                 raise InputError(name, f"an array of shape {np.shape(x)}", shape, "constants of the net depend on the dimension")
-        return _crossed(ready.kernels(ready.data(x1, x2)))
+        found = _crossed(ready.kernels(ready.data(x1, x2)))
+        if ready.reading.averages:
+            with suppress(jax.errors.TracerArrayConversionError):  # no numbers yet
+                require_finite("kernel_function", {"nngp": np.asarray(found.nngp), "ntk": np.asarray(found.ntk)})
+        return found
 
     return function
 
@@ -281,7 +286,7 @@ class _Job(NamedTuple):
                     same = self.symmetric and i == j
                     arrays = {name: _exact_diagonal(values, same)[cut] for name, values in found.items()}
                 if self.ready.reading.averages:
-                    _require_finite(arrays)
+                    require_finite("kernels", arrays)
                 yield Block(rows, columns, _assembled(arrays, same))
 
 
@@ -330,8 +335,7 @@ def _ready(net: Program, parameterization: Parameterization, dimension: int, low
     scales, rates = numeric_constants(net, limit_spec(net, parameterization), channels_of(net.grid, dimension))
     ready = Propagation(net, scales, rates)
     lengths = np.exp2(np.linspace(low, high, min(SURVEYED - 1, high - low + 1)))
-    # at zero too: an activation may be largest there; where averages may divide, close to it
-    ready.survey(np.append(lengths, lengths[0] * NEARLY_ZERO if ready.reading.averages else 0.0))
+    ready.survey(lengths)
     return ready
 
 
@@ -396,12 +400,17 @@ def _exact_diagonal(moments: Pairs, same: bool) -> np.ndarray:
     return values
 
 
-def _require_finite(arrays: Mapping[str, np.ndarray]) -> None:
+def require_finite(where: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse kernels (..., n1, n2) that are not numbers, as those of a zero input under a norm without a floor.
+
+    Raises:
+        ProgramError: naming the kernel and the first two inputs.
+    """
     for name, values in arrays.items():
         if not np.all(np.isfinite(values)):
             i, j = (int(k) for k in np.argwhere(~np.isfinite(values))[0][-2:])
             raise ProgramError(
-                "kernels", f"a non-finite {name} of inputs {i} and {j} of a block", "finite averages, not zero where divided by",
+                where, f"a non-finite {name} of inputs {i} and {j} of a block", "finite averages, not zero where divided by",
                 "an input may be zero: normalise by sqrt(q + 1e-5) rather than by sqrt(q), or leave it out",
             )  # fmt: skip
 

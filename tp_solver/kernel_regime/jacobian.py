@@ -17,11 +17,12 @@ import sympy as sp
 
 from tp_solver import checks
 from tp_solver.errors import BudgetError, InputError, ProgramError
-from tp_solver.kernel_regime.compute import kernel_function
+from tp_solver.kernel_regime.compute import kernel_function, require_finite
 from tp_solver.kernel_regime.constants import numeric_constants
 from tp_solver.kernel_regime.pairs import Pairs
 from tp_solver.kernel_regime.propagation import Propagation
 from tp_solver.limit.spec import limit_spec
+from tp_solver.numerics.compiled import Compiled, compiled
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.positions import channels_of
 from tp_solver.program.statements import Average, Map, Program
@@ -29,9 +30,7 @@ from tp_solver.program.statements import Average, Map, Program
 GIB = 4.0
 """Default memory budget."""
 BLOCK_BYTES = 2**26
-"""Size of one array of derivatives per block of pairs."""
-LIVE_ARRAYS = 12
-"""Arrays of that size that a compiled block holds at once, a generous count."""
+"""Size of the result for one block of pairs; what its computation takes beside it is the compiler's to say."""
 KINKED = (sp.Max, sp.Min, sp.Abs, sp.sign, sp.Heaviside, sp.Piecewise, sp.floor, sp.ceiling)
 
 Blocks = Callable[[jax.Array, jax.Array], jax.Array]
@@ -116,7 +115,8 @@ def jacobian_kernels(net: Program, parameterization: Parameterization, X: Any, X
         memory: GiB that the results and the work may take.
 
     Raises:
-        ProgramError: for activations whose slope has a kink or a jump (ReLU), and for programs that leave the Gaussian class.
+        ProgramError: for activations whose slope has a kink or a jump (ReLU), for programs that leave the Gaussian class, and for a
+            zero input under a norm without a floor.
         InputError: for malformed inputs. BudgetError: if the kernels do not fit.
 
     Example: ``jacobian_kernels(tp.mlp(depth=2, activation=tp.erf), tp.ntk, X).ntk``.
@@ -136,20 +136,21 @@ def rated_jacobian_kernels(
     if x1.shape[1] != x2.shape[1]:
         raise InputError("X2", f"inputs of dimension {x2.shape[1]}", f"dimension {x1.shape[1]}, as X", "use the same features")
     memory = checks.number("memory", memory, above=0.0, hint="memory is in GiB")
-    sides = _sides(len(x1), len(x2), 1 + x1.shape[1], memory)
     lengths = np.sum(np.concatenate([x1, x2]) ** 2, axis=1)
     largest = int(np.ceil(np.log2(lengths.max()))) if lengths.any() else 0
     chosen = None if rates is None else tuple(sorted(rates.items()))
-    compiled = _compiled(_Model(net, parameterization, chosen, x1.shape[1], largest))
+    block = _block(_Model(net, parameterization, chosen, x1.shape[1], largest), len(x1), len(x2), memory)
     out = np.empty((2, len(x1), 1 + x1.shape[1], len(x2), 1 + x1.shape[1]))
-    for rows, columns in _blocks(len(x1), len(x2), sides, X2 is None):
+    for rows, columns in _blocks(len(x1), len(x2), block.sides, X2 is None):
         with jax.enable_x64(True):
-            found = np.asarray(compiled(_padded(x1[rows], sides[0]), _padded(x2[columns], sides[1])))
+            found = np.asarray(block.run.call(_padded(x1[rows], block.sides[0]), _padded(x2[columns], block.sides[1])))
         found = found[:, : rows.stop - rows.start, :, : columns.stop - columns.start]
+        require_finite("jacobian_kernels", dict(zip(("nngp", "ntk"), found.transpose(0, 2, 4, 1, 3), strict=True)))
         if X2 is None:
             swapped = found.transpose(0, 3, 4, 1, 2)
             if rows == columns:
-                found = (found + swapped) / 2
+                found = found + swapped
+                found /= 2
             else:
                 out[:, columns, :, rows] = swapped
         out[:, rows, :, columns] = found
@@ -185,8 +186,8 @@ class _Model(NamedTuple):
 
     @property
     def squared_lengths(self) -> np.ndarray:
-        """The largest, smaller ones, and zero."""
-        return np.append(2.0 ** (self.largest - np.arange(15)), 0.0)
+        """The largest, and smaller ones."""
+        return 2.0 ** (self.largest - np.arange(15.0))
 
 
 def _flat(field: str, X: Any, net: Program) -> np.ndarray:
@@ -198,21 +199,45 @@ def _flat(field: str, X: Any, net: Program) -> np.ndarray:
     return flat
 
 
-def _sides(n1: int, n2: int, entries: int, memory: float) -> tuple[int, int]:
-    """Inputs along the sides of a block."""
-    pair = 2 * entries**2 * 8
-    side = max(1, int((BLOCK_BYTES / pair) ** 0.5))
+class _Block(NamedTuple):
+    """The kernels of as many inputs at a time as fit."""
+
+    sides: tuple[int, int]
+    run: Compiled
+
+
+def _block(model: _Model, n1: int, n2: int, memory: float) -> _Block:
+    """The largest block that fits beside the kernels of n1 and n2 inputs.
+
+    Raises:
+        BudgetError: if not even one pair does. Kernels that do not fit themselves are refused before anything is compiled.
+    """
+    pair = 2 * (1 + model.dimension) ** 2 * 8
+    room = memory * 2**30 - pair * n1 * n2
+    side = min(max(n1, n2), max(1, int((BLOCK_BYTES / pair) ** 0.5)))
     while True:
-        height, breadth = min(side, n1), min(side, n2)
-        need = pair * (n1 * n2 + LIVE_ARRAYS * height * breadth)
-        if need <= memory * 2**30:
-            return height, breadth
-        if side == 1:
+        sides = height, breadth = _even(n1, side), _even(n2, side)
+        work = 2 * pair * height * breadth  # at least: with its transpose, for one set of inputs
+        if work <= room:
+            with jax.enable_x64(True):
+                run = compiled(_kernels(model), *(jax.ShapeDtypeStruct((n, model.dimension), np.float64) for n in sides))
+            work = run.results + max(run.scratch, run.results)
+            if work <= room:
+                return _Block(sides, run)
+        if side == 1 or room <= 0:
             raise BudgetError(
-                "memory", f"a need of {need / 2**30:.3g} GiB for {n1} x {n2} inputs of dimension {entries - 1}", f"at most {memory:g} GiB",
+                "memory",
+                f"a need of {pair * n1 * n2 / 2**30 + work / 2**30:.3g} GiB for {n1} x {n2} inputs of dimension {model.dimension}",
+                f"at most {memory:g} GiB",
                 "give fewer inputs at a time, as X and X2, or raise memory",
-            )  # fmt: skip
-        side //= 2
+            )
+        # a block takes about as much per pair whatever its size, and every size is compiled anew, which takes seconds
+        side = max(1, int(0.9 * side * (room / work) ** 0.5))
+
+
+def _even(inputs: int, side: int) -> int:
+    """Inputs per block, so that as few blocks are as even as can be: the last one is padded."""
+    return -(-inputs // -(-inputs // side))
 
 
 def _blocks(n1: int, n2: int, sides: tuple[int, int], symmetric: bool) -> Iterator[tuple[slice, slice]]:
@@ -226,7 +251,7 @@ def _padded(x: np.ndarray, length: int) -> jax.Array:
 
 
 @lru_cache(maxsize=32)
-def _compiled(model: _Model) -> Blocks:
+def _kernels(model: _Model) -> Blocks:
     return jax.jit(_by_products(model) if not model.net.grid else _by_inputs(model))
 
 

@@ -17,7 +17,8 @@ from tp_solver.numerics.pointwise import Parity, parity_of
 from tp_solver.program.statements import Average, Map, Pool, Product, Statement, symbol
 from tp_solver.symbols.activation import X
 
-SAMPLED = "tp.sampled_kernels takes any program without positions, and tp.solve falls back on it"
+OVER_POSITIONS = "average tp.empirical_ntk(tp.draw(net, parameterization, D, width, seed=s), X) over finite nets"
+SAMPLED = f"tp.sampled_kernels takes any program without positions, and tp.solve falls back on it; over a grid {OVER_POSITIONS}"
 _AFTER_POOL = "put a convolution between pooling and the next activation"
 _HINT = f"in closed form, fields enter by sums of products of functions of one Gaussian field each; {SAMPLED}"
 

@@ -35,6 +35,9 @@ from tp_solver.kernel_regime.pairs import (
 from tp_solver.limit.transposition import COTANGENT, Backward, Pair, transpose
 from tp_solver.program.statements import ONE, Pool, Program, X
 
+NEARLY_ZERO = 2.0**-80
+"""A squared length relative to others that stands for zero where there is no value at zero."""
+
 Factors = tuple[Pairs, ...]
 
 
@@ -91,11 +94,13 @@ class Propagation:
         return inputs(x1, x2, self.program.grid, self.kept)
 
     def survey(self, squared_lengths: np.ndarray) -> None:
-        """Learn how large the variances get at inputs of such squared lengths (per position); series and quadratures choose their
-        length by it. One position is enough: variances are largest where all positions hold the same."""
+        """Learn how large the variances get at inputs of such squared lengths above zero (per position), and at zero; series and
+        quadratures choose their length by it. One position is enough: variances are largest where all positions hold the same."""
 
         with jax.enable_x64(True):
             q: Any = np.asarray(squared_lengths, np.float64)
+            # at zero an activation may be largest, but averages may divide by it: there, close to it
+            q = np.append(q, q.min() * NEARLY_ZERO if self.reading.averages else 0.0)
             self.concrete(Pairs(q, q[:1], np.sqrt(q)[:, None] * np.sqrt(q)[:1]))
 
     def concrete(self, data: Pairs, layers: bool = True) -> LayerKernels:

@@ -61,14 +61,16 @@ def limit(net: Program, parameterization: Parameterization, training: Training) 
 
     Raises:
         InputError: for arguments of the wrong type, or learning rates that do not fit the program.
-        ProgramError: for a program over a grid of positions.
+        ProgramError: for a program over a grid of positions, whose equations have no printed form; the message says what there is.
         ParameterizationError: if the training is unstable, naming the term that explodes and the cure.
     """
     checks.instance("net", net, Program, "a Program such as tp.mlp(depth=3, activation=tp.tanh)", "trace a function with tp.program")
     if net.grid:
         raise ProgramError(
             "net", f"a program on {' x '.join(map(str, net.grid))} positions", "a program without positions",
-            "kernels of convolutional programs come from tp.kernels(net, parameterization, X), finite nets from tp.simulate",
+            "equations are written for one site per layer, without indices of positions: over a grid the recursion is (KR.8) and (KR.9) of "
+            "theory/kernel_regime.md, its kernels come from tp.kernels(net, parameterization, X, layers=True), training with them from "
+            "tp.KernelDynamics.of(net, parameterization, training, X, y), finite nets from tp.simulate",
         )  # fmt: skip
     checks.instance("parameterization", parameterization, Parameterization, "a Parameterization such as tp.muP")
     checks.instance("training", training, (GradientDescent, GradientFlow), "a training rule such as tp.GradientDescent(lr=0.1, steps=100)")

@@ -18,6 +18,7 @@ from tp_solver import checks
 from tp_solver.errors import BudgetError, InputError, ProgramError
 from tp_solver.kernel_regime.compute import KernelSet, Layers
 from tp_solver.kernel_regime.constants import numeric_constants
+from tp_solver.kernel_regime.maps import OVER_POSITIONS
 from tp_solver.limit.spec import LimitSpec, limit_spec
 from tp_solver.limit.transposition import COTANGENT, Pair
 from tp_solver.numerics.noise import SampledColumns
@@ -109,6 +110,12 @@ def sampled_kernels(
     """
     net = checks.instance("net", net, Program, "a program such as tp.mlp(depth=3, activation=tp.relu)")
     checks.instance("parameterization", parameterization, Parameterization, "a Parameterization such as tp.ntk")
+    if net.grid:
+        raise ProgramError(
+            "net", f"a program on {' x '.join(map(str, net.grid))} positions", "a program without positions",
+            "a layer is sampled as one vector, and over a grid it is one per position: tp.kernels(net, parameterization, X) takes "
+            f"grids where kernels have a closed form; elsewhere {OVER_POSITIONS}",
+        )  # fmt: skip
     x1 = checks.array("X", X, ndim=(2,), hint="X is (n, D)")
     x2 = x1[:0] if X2 is None else checks.array("X2", X2, ndim=(2,), hint="X2 is (n, D)")
     if x2.shape[1] != x1.shape[1]:
@@ -123,10 +130,6 @@ def sampled_kernels(
         tolerance_for(samples) if tol is None else checks.number("tol", tol, above=0.0, maximum=1.0),
     )
     memory = checks.number("memory", memory, above=0.0, hint="memory is in GiB")
-    if net.grid:
-        raise ProgramError(
-            net.name, "a program over positions", "dense layers", "tp.kernels takes positions, as far as it has closed forms"
-        )
     program = _Initial(net, limit_spec(net, parameterization), np.concatenate([x1, x2]), memory)
     n = len(x1)
     rows, columns = slice(0, n), slice(n, None) if len(x2) else slice(0, n)
