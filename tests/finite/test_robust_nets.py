@@ -112,6 +112,7 @@ def test_memory_of_the_kernel_is_what_compilation_says(net):
     found = empirical_jacobian_ntk(net, x, gib=1.01 * need)
     with precision():  # traced, only the result counts
         np.testing.assert_allclose(jax.jit(lambda n: empirical_jacobian_ntk(n, x, gib=need) + 0.0)(net), found, atol=1e-12 * found.max())
+        np.testing.assert_allclose(jax.jit(lambda a: empirical_jacobian_ntk(net, a) + 0.0)(x), found, atol=1e-12 * found.max())
         with pytest.raises(BudgetError, match="gib"):
             jax.jit(lambda n: empirical_jacobian_ntk(n, x, gib=1e-6))(net)
 

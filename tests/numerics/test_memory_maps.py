@@ -32,6 +32,7 @@ def granted(tmp_path, monkeypatch):
         monkeypatch.setattr(memory_maps, "GRANTED", file)
 
     monkeypatch.setattr(memory_maps, "PATIENCE", -1.0)
+    monkeypatch.setattr(memory_maps, "_known", memory_maps._Known())
     return grant
 
 
@@ -60,6 +61,17 @@ def test_forgetting_gives_maps_back(granted):
     granted(held)
     memory_maps.make_room_for_programs()
     assert memory_maps.maps_in_use() <= held - 50
+
+
+def test_nothing_is_forgotten_again_while_it_does_not_help(granted, monkeypatch):
+    """A process whose maps are other things than programs would compile anew at every call."""
+    cleared = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(1))
+    granted(1000)
+    for held, times in ((900, 1), (910, 1), (990, 1), (1100, 2)):
+        monkeypatch.setattr(memory_maps, "maps_in_use", lambda held=held: held)
+        memory_maps.make_room_for_programs()
+        assert len(cleared) == times, held
 
 
 def test_looks_are_rare(granted, monkeypatch):

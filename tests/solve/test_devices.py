@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+from tp_solver.numerics.basis import MANY
+
 RUN = """
 import os
 import shutil
@@ -24,7 +26,7 @@ import tp_solver as tp
 if len(sys.argv) > 2:
     jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
 rng = np.random.default_rng(0)
-X = rng.standard_normal((4, 8))
+X = rng.standard_normal((POINTS, 8))
 task = tp.Task(X, np.sign(X[:, 0]), rng.standard_normal((2, 8)), np.ones(2))
 rule = tp.GradientDescent(lr=0.3, steps=4, momentum=0.5, weight_decay=0.1, temperature=0.02, batches=tp.Batches(3), schedule=tp.cosine(0.2))
 net = tp.mlp(depth=2, activation=tp.tanh)
@@ -58,10 +60,10 @@ if jax.process_index() == 0:
 """
 
 
-def started(path, devices, *arguments, checkpoint=None):
+def started(path, devices, *arguments, checkpoint=None, points=4):
     """A process that solves with so many devices of its own."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    script = RUN.replace("CHECKPOINT", repr(checkpoint and str(checkpoint)))
+    script = RUN.replace("CHECKPOINT", repr(checkpoint and str(checkpoint))).replace("POINTS", str(points))
     return subprocess.Popen(
         [sys.executable, "-c", script, str(path), *arguments], env={**os.environ, "XLA_FLAGS": flags}, stderr=subprocess.PIPE, text=True
     )
@@ -92,6 +94,14 @@ def test_four_devices_give_the_same_bits(alone, tmp_path):
     found = result(tmp_path / "four.npz", started(tmp_path / "four.npz", 4))
     assert found["devices"] == 4
     assert same_bits(alone, found) == []
+
+
+def test_many_points_give_the_same_bits_on_four_devices(tmp_path):
+    """Directions of many vectors are found otherwise."""
+    paths = {devices: tmp_path / f"{devices}.npz" for devices in (1, 4)}
+    one, four = (result(path, started(path, devices, points=MANY + 2)) for devices, path in paths.items())
+    assert len(one["f"][0]) == MANY + 2
+    assert same_bits(one, four) == []
 
 
 @pytest.mark.slow

@@ -103,15 +103,14 @@ def between(net: FiniteNet, one: Points, two: Points | None, overlap: Overlap, m
     most = max(p.number for p in (one, two) if p is not None)
     size = _block_size(net, one, two, overlap, memory)
     with precision():
-        if size >= most or is_traced(net):
+        if size >= most or is_traced((net.w, one, two)):
             return _finite(on_host(_one_block(net, one, two, overlap)))
         return _finite(_from_blocks(net, one, two, overlap, size))
 
 
-def is_traced(net: FiniteNet) -> bool:
-    """Whether the net is inside a jax transformation, where there are no numbers yet."""
-    smallest = min(net.w.values(), key=lambda w: w.size)
-    return not isinstance(on_host(smallest), np.ndarray)
+def is_traced(arrays: Any) -> bool:
+    """Whether any of a tree of arrays is inside a jax transformation, where there are no numbers yet."""
+    return not all(isinstance(on_host(leaf), np.ndarray) for leaf in jax.tree.leaves(arrays))
 
 
 @partial(jax.jit, static_argnames="overlap")

@@ -81,7 +81,7 @@ def empirical_jacobian_ntk(net: FiniteNet, X: Any, X2: Any = None, gib: float = 
     shape = (x1.shape[1], 1 + net.dimension, x2.shape[1], 1 + net.dimension, net.outputs, net.outputs)
     _require(gib, net.dtype.itemsize * prod(shape))  # before anything is compiled
     with precision():
-        if is_traced(net):
+        if is_traced((net.w, x1, x2)):
             return _kernel(net, x1, x2)
         run = compiled(_kernel, net, x1, x2)
         _require(gib, run.results + run.scratch)

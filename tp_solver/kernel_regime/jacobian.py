@@ -23,6 +23,7 @@ from tp_solver.kernel_regime.pairs import Pairs
 from tp_solver.kernel_regime.propagation import Propagation
 from tp_solver.limit.spec import limit_spec
 from tp_solver.numerics.compiled import Compiled, compiled
+from tp_solver.numerics.memory_maps import make_room_for_programs
 from tp_solver.program.parameterization import Parameterization
 from tp_solver.program.positions import channels_of
 from tp_solver.program.statements import Average, Map, Program
@@ -139,6 +140,7 @@ def rated_jacobian_kernels(
     lengths = np.sum(np.concatenate([x1, x2]) ** 2, axis=1)
     largest = int(np.ceil(np.log2(lengths.max()))) if lengths.any() else 0
     chosen = None if rates is None else tuple(sorted(rates.items()))
+    make_room_for_programs()
     block = _block(_Model(net, parameterization, chosen, x1.shape[1], largest), len(x1), len(x2), memory)
     out = np.empty((2, len(x1), 1 + x1.shape[1], len(x2), 1 + x1.shape[1]))
     for rows, columns in _blocks(len(x1), len(x2), block.sides, X2 is None):
@@ -154,6 +156,7 @@ def rated_jacobian_kernels(
             else:
                 out[:, columns, :, rows] = swapped
         out[:, rows, :, columns] = found
+        del found  # the next block needs its room
     return JacobianKernels(out[0], out[1], X2 is None)
 
 
@@ -207,7 +210,7 @@ class _Block(NamedTuple):
 
 
 def _block(model: _Model, n1: int, n2: int, memory: float) -> _Block:
-    """The largest block that fits beside the kernels of n1 and n2 inputs.
+    """A block that fits beside the kernels of n1 and n2 inputs, about as large as can be.
 
     Raises:
         BudgetError: if not even one pair does. Kernels that do not fit themselves are refused before anything is compiled.

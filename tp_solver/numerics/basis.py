@@ -14,14 +14,17 @@ import numpy as np
 from tp_solver.numerics.sites import combine, inner
 
 FEW = 16
-"""Directions that a step looks for among the residuals of many vectors."""
+"""Directions that a step may append of many vectors, less ``SPARE``. Where there are more, all are found, at a cost that grows as the
+square and the cube of the number of vectors."""
 SPARE = 4
-"""As many of them are not exact. Where more than the others have to be appended, all directions are found, at a cost that grows as
-the square and the cube of the number of vectors."""
-MANY = 6 * FEW
-"""Vectors from which on that pays."""
-POWERS = 2
-"""Of the residuals' Gram matrix, to find its leading directions; their appended part is exact after any number."""
+MANY = 8 * FEW
+"""Vectors from which on it pays to look for few."""
+BLOCKS = 4
+"""Of a Krylov space, FEW vectors each: with them what is left out exceeds the threshold by a few percent at most, even where residuals
+are many and alike."""
+TIGHT = 1e-8
+"""Tolerance below which rounding shows: one projection leaves an error of eps / sqrt(tol) in directions, a difference of Gram matrices
+one of eps."""
 
 
 class Basis(NamedTuple):
@@ -72,17 +75,18 @@ def extend(basis: Basis, vectors: jax.Array, squares: jax.Array, tol: float) -> 
         return basis.rows, jnp.zeros((), jnp.int32), c
 
     def wholly() -> _Grown:
-        # one projection leaves an error of eps / sqrt(tol) in the directions: only tight tolerances need a second
-        known, residual = jax.lax.cond(tol < 1e-8, _projected_twice, _projected, basis, vectors, c)
+        known, residual = jax.lax.cond(tol < TIGHT, _projected_twice, _projected, basis, vectors, c)
         values, axes = _principal(residual, None)
         lengths = _lengths(values, threshold)
         return _append(basis, known, values > threshold, combine((axes / lengths).T, residual), axes * lengths)
 
     def leading() -> _Grown:
-        axes, residual = _leading(basis, vectors, c)
+        found, axes = _leading(vectors, c)
+        residual = _outside(basis, combine(axes.T, vectors))
         values, turn = _principal(residual, axes)
         fresh = combine((turn / _lengths(values, threshold)).T, residual)
-        return jax.lax.cond(values[-SPARE] > threshold, wholly, lambda: _append(basis, c, values > threshold, fresh, inner(vectors, fresh)))
+        more = (found[-SPARE] > threshold) | (tol < TIGHT)
+        return jax.lax.cond(more, wholly, lambda: _append(basis, c, values > threshold, fresh, inner(vectors, fresh)))
 
     # the trace bounds the largest residual eigenvalue: below the threshold nothing can be appended
     rounding = 100 * jnp.finfo(vectors.dtype).eps * jnp.sum(squares)
@@ -128,17 +132,36 @@ def _lengths(values: jax.Array, threshold: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.where(values > threshold, values, 1.0))
 
 
-def _leading(basis: Basis, vectors: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Orthonormal axes (P, FEW) that nearly span the leading eigenvectors of the residuals' Gram matrix ``<v v'> - c c'``, and the
-    residuals combined by them (FEW rows), at a cost linear in the number of vectors (randomised subspace iteration, its start fixed)."""
-    start = np.random.default_rng(20261128).standard_normal((vectors.shape[-2], FEW))
-    axes = jnp.asarray(np.linalg.qr(start)[0], vectors.dtype)
-    for _ in range(POWERS):
-        axes = jnp.linalg.qr(inner(vectors, combine(axes.T, vectors)) - c @ (c.T @ axes))[0]
-    some = combine(axes.T, vectors)
-    for _ in range(2):  # the second projection removes the rounding of the first
-        some = some - combine(coordinates(basis, some), basis.rows)
-    return axes, some
+def _outside(basis: Basis, vectors: jax.Array) -> jax.Array:
+    """The part that is orthogonal to the basis, of few vectors; the second projection removes the rounding of the first."""
+    for _ in range(2):
+        vectors = vectors - combine(coordinates(basis, vectors), basis.rows)
+    return vectors
+
+
+def _leading(vectors: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The FEW largest eigenvalues (from below) of the residuals' Gram matrix ``<v v'> - c c'`` and nearly its eigenvectors, orthonormal
+    columns (P, FEW), at a cost linear in the number of vectors: a block Lanczos iteration from a fixed start."""
+    P, size = vectors.shape[-2], FEW * BLOCKS
+    start = np.linalg.qr(np.random.default_rng(20261128).standard_normal((P, FEW)))[0]
+
+    def gram(axes: jax.Array) -> jax.Array:
+        return inner(vectors, combine(axes.T, vectors)) - c @ (c.T @ axes)
+
+    def block(k: int, known: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        last, space, images = known
+        image = gram(last)
+        space, images = (jax.lax.dynamic_update_slice(a, v, (0, FEW * k)) for a, v in ((space, last), (images, image)))
+        fresh = image
+        for _ in range(2):
+            fresh = jnp.linalg.qr(fresh - space @ (space.T @ fresh))[0]
+        return fresh, space, images
+
+    nothing = jnp.zeros((P, size), vectors.dtype)
+    _, space, images = jax.lax.fori_loop(0, BLOCKS, block, (jnp.asarray(start, vectors.dtype), nothing, nothing))
+    inside = space.T @ images
+    values, turn = jnp.linalg.eigh((inside + inside.T) / 2)
+    return values[::-1][:FEW], space @ turn[:, ::-1][:, :FEW]
 
 
 def enlarged(basis: Basis, capacity: int) -> Basis:

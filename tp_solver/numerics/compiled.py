@@ -19,19 +19,24 @@ class Compiled(NamedTuple):
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Compiled:
-    """A function made ready for arguments like these; of equal functions and shapes, the same.
+    """A function made ready for arguments like these; of equal functions, shapes and places, the same.
 
     Args:
-        function: from jax.jit.
-        arguments: trees of arrays, or of their shapes.
+        function: from jax.jit, for callers that always set the same precision.
+        arguments: trees of arrays, none of them traced, or of their shapes.
     """
     leaves, structure = jax.tree.flatten(arguments)
-    return _compiled(function, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+    return _compiled(function, structure, tuple(map(_kind, leaves)))
+
+
+def _kind(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and type, and where an array lies that must not be moved."""
+    place = leaf.sharding if isinstance(leaf, jax.Array) and leaf.committed else None
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
 @lru_cache(maxsize=64)
-def _compiled(function: Any, structure: Any, kinds: tuple[tuple[tuple[int, ...], Any], ...]) -> Compiled:
-    arguments = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds])
-    call = function.lower(*arguments).compile()
+def _compiled(function: Any, structure: Any, kinds: tuple[jax.ShapeDtypeStruct, ...]) -> Compiled:
+    call = function.lower(*jax.tree.unflatten(structure, kinds)).compile()
     used = call.memory_analysis()
     return Compiled(call, used.output_size_in_bytes, used.temp_size_in_bytes)

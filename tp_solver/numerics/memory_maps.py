@@ -16,18 +16,21 @@ import jax
 OURS, GRANTED = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 SHARE = 0.6
 """Of the maps granted, that may be in use before a computation begins: what it compiles needs some too."""
+GROWTH = 0.1
+"""Of the maps granted, that may come to those left by the last time, before it is worth a next."""
 PATIENCE = 1.0
 """Seconds between looks: many calls are shorter than a look, and a compilation takes milliseconds per map."""
 
 
 @dataclass
-class _Looks:
-    """When a look was taken last."""
+class _Known:
+    """When a look was taken last, and how many maps may be in use before programs are forgotten: forgetting them may not help."""
 
-    last: float = -float("inf")
+    looked: float = -float("inf")
+    bearable: float = 0.0
 
 
-_looks = _Looks()
+_known = _Known()
 
 
 def maps_in_use() -> int:
@@ -40,15 +43,17 @@ def maps_in_use() -> int:
 
 
 def make_room_for_programs() -> None:
-    """Forget what jax has compiled if the process holds most of the memory maps that it may: programs in use are compiled again."""
+    """Forget what jax has compiled, for whomever, if the process holds most of the memory maps that it may; what is still needed is
+    compiled again."""
     now = time.monotonic()
-    if now - _looks.last < PATIENCE:
+    if now - _known.looked < PATIENCE:
         return
-    _looks.last = now
+    _known.looked = now
     try:
         granted = int(GRANTED.read_text())
     except (OSError, ValueError):
         return
-    if maps_in_use() > SHARE * granted:
+    if maps_in_use() > max(SHARE * granted, _known.bearable):
         jax.clear_caches()
         gc.collect()
+        _known.bearable = maps_in_use() + GROWTH * granted

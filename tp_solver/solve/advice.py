@@ -21,6 +21,7 @@ from tp_solver import checks
 from tp_solver.errors import InputError
 from tp_solver.limit.equations import LimitEquations
 from tp_solver.limit.regime import Regime
+from tp_solver.numerics.memory_maps import make_room_for_programs
 from tp_solver.program.statements import Role
 from tp_solver.program.task import Task
 from tp_solver.program.training import GradientFlow
@@ -28,7 +29,7 @@ from tp_solver.solve.accuracy import tolerance_for
 from tp_solver.solve.feature import COARSE, FINE, HALF, LOOSER, solve_march
 from tp_solver.solve.methods import March
 from tp_solver.solve.replicates import MAIN
-from tp_solver.solve.solution import Solution
+from tp_solver.solve.solution import Solution, Status
 
 STEPS = 20
 """First steps that are marched."""
@@ -167,8 +168,11 @@ def advise(theory: LimitEquations, task: Task, gamma0: float = 1.0, error: float
     if theory.regime is not Regime.FEATURE:
         raise InputError("theory", f"the {theory.regime.value} regime", "feature learning", "tp.solve needs no samples here")
     task.targets(theory.training.loss)
+    make_room_for_programs()
     trial = try_march(theory, task, gamma0, dtype, seed)
     if isinstance(trial, Solution):
+        if trial.status is Status.INTERRUPTED:
+            raise KeyboardInterrupt
         raise InputError(
             "theory", f"a march that is {trial.status} ({trial.message})", "a run whose first steps end well", trial.status.advice
         )
@@ -200,7 +204,7 @@ def try_march(theory: LimitEquations, task: Task, gamma0: float, dtype: str, see
     short, log, tol = replace(theory, training=replace(training, steps=steps)), _Log(), tolerance_for(SAMPLES)
     method = March(tol=tol, dtype=dtype, recorded=(0,), tested=(0, steps))
     sol = solve_march(short, task, gamma0, SAMPLES, None, 2, seed, method, None, log)
-    if sol.steps < steps or not {HALF, COARSE} <= set(log.groups):
+    if sol.status is Status.INTERRUPTED or sol.steps < steps or not {HALF, COARSE} <= set(log.groups):
         return sol
     main, half = log.of(MAIN), log.of(HALF)
     other = log.of(FINE if FINE in log.groups else COARSE)

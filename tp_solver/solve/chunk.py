@@ -193,5 +193,5 @@ def _room(plan: Layout, bases: Grown) -> jax.Array:
 
 def _finite(moment: Moment) -> jax.Array:
     """Whether everything that the host looks at is finite."""
-    looked_at = (moment.f, moment.loss, moment.squares, () if moment.record is None else moment.record.ntk)
+    looked_at = (moment.f, moment.loss, moment.squares, moment.weights, () if moment.record is None else moment.record.ntk)
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(looked_at)]))

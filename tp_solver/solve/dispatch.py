@@ -20,7 +20,7 @@ from tp_solver.program.training import GradientDescent
 from tp_solver.solve.accuracy import tolerance_for
 from tp_solver.solve.methods import METHODS, Auto, FixedPoint, KernelRegime, Linear, March, Method
 from tp_solver.solve.progress import watched
-from tp_solver.solve.solution import Solution
+from tp_solver.solve.solution import Solution, Status
 
 SAMPLES = 4096
 """Samples where nobody says how many; with ``rtol`` they say nothing."""
@@ -128,19 +128,22 @@ def _advised(
     checkpoint: Any,
 ) -> Solution:
     """A march to the target, unless its first steps say that nets are the better instrument."""
-    from tp_solver.numerics.sites import told_by_first
+    from tp_solver.numerics.sites import told_by_any, told_by_first
     from tp_solver.solve.advice import advise_from, try_march
 
     error = method.error if rtol is None else rtol
     trial = try_march(theory, task, gamma0, method.dtype, seed)
     march = March(dtype=method.dtype)
-    if isinstance(trial, Solution):  # what ends its first steps ends the whole run, which then says so of all its steps
+    if isinstance(trial, Solution):
+        if told_by_any(trial.status is Status.INTERRUPTED):
+            return replace(trial, message=f"interrupted in the first steps, which were to tell {march.name} or extrapolate")
+        # what ends the first steps ends the whole run, which then says so of all its steps
         return solve(theory, task, gamma0, samples, replicates, seed, march, progress, checkpoint)
     advice = advise_from(trial, theory, task, error, method.dtype)
     marching = told_by_first(advice.method == march.name)  # it was timed, and several processes have to do the same
     target = error if marching and samples == SAMPLES else None
     found = solve(theory, task, gamma0, samples, replicates, seed, march, progress, checkpoint, target)
-    message = found.message if advice.method == march.name else f"{found.message}; {advice}"
+    message = found.message if marching else f"{found.message}; {advice}"
     return replace(found, message=message, details={**found.details, "advice": str(advice)})
 
 

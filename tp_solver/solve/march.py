@@ -30,7 +30,7 @@ LADDER = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 30
 """Capacities that bases grow through; each new combination is one compilation."""
 
 TRANSFERRED = 32
-"""Points at which every step checks transposition: a matrix that fails it does so at any."""
+"""Points at most, evenly taken, at which a step checks transposition: they say as much as all."""
 
 
 class SiteState(NamedTuple):
@@ -85,12 +85,19 @@ class Setting:
 
 
 class Moment(NamedTuple):
-    """What is known of every time; ``used`` are the directions of every basis, in the order of the layout."""
+    """What is known of every time.
+
+    Attributes:
+        squares: variable -> mean squares per point, where nothing is recorded those that hidden matrices met (of the batch) alone.
+        weights: matrix -> mean squares of the weights per site after the update.
+        met: see :func:`predict`; used: directions of every basis, in the order of the layout.
+    """
 
     f: jax.Array
     loss: jax.Array
     identity: jax.Array
     squares: dict[str, jax.Array]
+    weights: dict[str, jax.Array]
     met: dict[str, dict[tuple[bool, str], jax.Array]]
     used: jax.Array
     record: Record | None
@@ -160,9 +167,8 @@ def step(
         for m in plan.hidden:
             acting[m].keep(now.chosen)
     env = run(plan.backward.statements, env, acting)
-    identity = _transfer_identity(plan, env)
-
     squares = {v: a for m in plan.hidden for v, a in acting[m].squares.items()}
+    identity = _transfer_identity(plan, env, squares)
     observers, record, samples = state.observers, None, {}
     if setting.recording:  # other vectors, and their bases, serve records alone
         squares |= {v: mean(env[v] ** 2) for v in plan.homes if v in env and v not in squares}
@@ -181,8 +187,9 @@ def step(
     push = {m.name: acting[m.name].push for m in plan.program.matrices}
     met = {m: acting[m].met for m in plan.hidden}
     used = jnp.stack([grown.of(home).used for home in plan.bases])
-    moment = Moment(f, jnp.sum(batch.p * per_point), identity, squares, met, used, record)
-    return grown, moved(plan, now, weights, weights.partners or partners, push), moment, samples
+    after = moved(plan, now, weights, weights.partners or partners, push)
+    sizes = {m: mean(a * a) for m, a in after.sites.items()}
+    return grown, after, Moment(f, jnp.sum(batch.p * per_point), identity, squares, sizes, met, used, record), samples
 
 
 def _site_fields(plan: Layout, layer: Any) -> tuple[str, ...]:
@@ -238,11 +245,12 @@ def _tangent_kernel(
     return total
 
 
-def _transfer_identity(plan: Layout, env: Env) -> jax.Array:
-    """Largest violation of <(W x) y> = <x (W^T y)> over the hidden products and the first points, relative to the vectors' sizes."""
+def _transfer_identity(plan: Layout, env: Env, squares: Mapping[str, jax.Array]) -> jax.Array:
+    """Largest violation of <(W x) y> = <x (W^T y)> over the hidden products and some points, relative to the vectors' sizes."""
 
     def some(variable: str) -> jax.Array:
-        return env[variable][..., :TRANSFERRED, :]
+        points = env[variable].shape[-2]
+        return env[variable][..., :: -(-points // TRANSFERRED), :]
 
     worst = jnp.zeros(())
     products = [s for s in (*plan.program.statements, *plan.backward.statements) if isinstance(s, Product) and s.matrix in plan.hidden]
@@ -253,7 +261,7 @@ def _transfer_identity(plan: Layout, env: Env) -> jax.Array:
         back = next((s for s in products if s.matrix == p.matrix and s.arg == p.adjoint and s.transpose != p.transpose), None)
         if back is not None:
             left, right = some(forward.out) * some(p.adjoint), some(p.input) * some(back.out)
-            size = jnp.sqrt(jnp.mean(mean(some(forward.out) ** 2)) * jnp.mean(mean(some(p.adjoint) ** 2))) + jnp.finfo(left.dtype).tiny
+            size = jnp.sqrt(jnp.mean(mean(some(forward.out) ** 2)) * jnp.mean(squares[p.adjoint])) + jnp.finfo(left.dtype).tiny
             worst = jnp.maximum(worst, jnp.max(jnp.abs(mean(left) - mean(right))) / size)
     return worst
 

@@ -56,8 +56,8 @@ def state_bytes(prepared: Prepared, load: Load, capacity: Mapping[Home, int]) ->
 
 
 def march_bytes(prepared: Prepared, load: Load, capacity: Mapping[Home, int]) -> int:
-    """Peak of a solve whose bases have that room: states of all replicates, records, growing, columns drawn, one step and the weights
-    that its call begins with, predictions."""
+    """Peak of a solve whose bases have that room: states of all replicates, records, growing, columns drawn, one step with the weights
+    that come of its call beside those it began with, predictions."""
     plan, P, S = prepared.setting.plan, len(prepared.x), load.samples
     program, backward = plan.program, plan.backward
     state = state_bytes(prepared, load, capacity)
@@ -66,7 +66,7 @@ def march_bytes(prepared: Prepared, load: Load, capacity: Mapping[Home, int]) ->
     records = load.recorded * P * load.itemsize * (rank * (len(plan.homes) + len(plan.hidden_products())) + P)
     spaces = {**program.spaces(), **backward.spaces}
     vectors = sum(spaces[s.out] is Space.WIDTH for s in (*program.statements, *backward.statements))
-    step = vectors * P * S * load.itemsize + weight_bytes(prepared, load, capacity) + NOTES
+    step = vectors * P * S * load.itemsize + 2 * weight_bytes(prepared, load, capacity) + NOTES
     tests = 0 if prepared.test_inputs is None else len(prepared.test_inputs[0])
     forward = sum(spaces[s.out] is Space.WIDTH for s in program.statements) + len(plan.noise_products()) + 1
     predictions = tests * S * (forward * load.itemsize + 8)

@@ -21,6 +21,7 @@ from tp_solver.kernel_regime.constants import numeric_constants
 from tp_solver.kernel_regime.maps import OVER_POSITIONS
 from tp_solver.limit.spec import LimitSpec, limit_spec
 from tp_solver.limit.transposition import COTANGENT, Pair
+from tp_solver.numerics.memory_maps import make_room_for_programs
 from tp_solver.numerics.noise import SampledColumns
 from tp_solver.numerics.sites import Placement, inner
 from tp_solver.program.parameterization import Parameterization
@@ -130,6 +131,7 @@ def sampled_kernels(
         tolerance_for(samples) if tol is None else checks.number("tol", tol, above=0.0, maximum=1.0),
     )
     memory = checks.number("memory", memory, above=0.0, hint="memory is in GiB")
+    make_room_for_programs()
     program = _Initial(net, limit_spec(net, parameterization), np.concatenate([x1, x2]), memory)
     n = len(x1)
     rows, columns = slice(0, n), slice(n, None) if len(x2) else slice(0, n)

@@ -303,6 +303,7 @@ def _trouble(moment: Moment, t: int) -> Failure:
     quantities = {"f": moment.f, "the loss": moment.loss}
     quantities |= {} if moment.record is None else {"the tangent kernel": moment.record.ntk}
     quantities |= {f"the kernel of {v}": a for v, a in moment.squares.items()}
+    quantities |= {f"the update of {m}": a for m, a in moment.weights.items()}
     for name, values in quantities.items():
         if not np.isfinite(values).all():
             return Failure(Status.NONFINITE, name, t)
