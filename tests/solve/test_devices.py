@@ -26,7 +26,7 @@ import tp_solver as tp
 if len(sys.argv) > 2:
     jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
 rng = np.random.default_rng(0)
-X = rng.standard_normal((POINTS, 8))
+X = rng.standard_normal((POINTS, 2)) @ rng.standard_normal((2, 8))
 task = tp.Task(X, np.sign(X[:, 0]), rng.standard_normal((2, 8)), np.ones(2))
 rule = tp.GradientDescent(lr=0.3, steps=4, momentum=0.5, weight_decay=0.1, temperature=0.02, batches=tp.Batches(3), schedule=tp.cosine(0.2))
 net = tp.mlp(depth=2, activation=tp.tanh)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tp_solver.numerics.sites import combine, inner
+from tp_solver.numerics.sites import combine, gram, inner, over_points
 
 FEW = 16
 """Directions that a step may append of many vectors, less ``SPARE``. Where there are more, all are found, at a cost that grows as the
@@ -119,7 +119,7 @@ def _projected_twice(basis: Basis, vectors: jax.Array, c: jax.Array) -> tuple[ja
 def _principal(residual: jax.Array, axes: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues of the residuals' Gram matrix, largest first, and its eigenvectors as columns, with a sign that is fixed in the space
     of all vectors, which ``axes`` (P, k) say where the residuals are combinations by them."""
-    values, turn = jnp.linalg.eigh(inner(residual, residual))
+    values, turn = jnp.linalg.eigh(gram(residual))
     values, turn = values[::-1], turn[:, ::-1]
     # an eigenvector has no sign of its own: left to rounding, other precisions and machines would meet other samples
     directions = turn if axes is None else axes @ turn
@@ -145,21 +145,21 @@ def _leading(vectors: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
     P, size = vectors.shape[-2], FEW * BLOCKS
     start = np.linalg.qr(np.random.default_rng(20261128).standard_normal((P, FEW)))[0]
 
-    def gram(axes: jax.Array) -> jax.Array:
-        return inner(vectors, combine(axes.T, vectors)) - c @ (c.T @ axes)
+    def image_of(axes: jax.Array) -> jax.Array:
+        return inner(vectors, combine(axes.T, vectors)) - c @ over_points(c, axes)
 
     def block(k: int, known: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         last, space, images = known
-        image = gram(last)
+        image = image_of(last)
         space, images = (jax.lax.dynamic_update_slice(a, v, (0, FEW * k)) for a, v in ((space, last), (images, image)))
         fresh = image
         for _ in range(2):
-            fresh = jnp.linalg.qr(fresh - space @ (space.T @ fresh))[0]
+            fresh = jnp.linalg.qr(fresh - space @ over_points(space, fresh))[0]
         return fresh, space, images
 
     nothing = jnp.zeros((P, size), vectors.dtype)
     _, space, images = jax.lax.fori_loop(0, BLOCKS, block, (jnp.asarray(start, vectors.dtype), nothing, nothing))
-    inside = space.T @ images
+    inside = over_points(space, images)
     values, turn = jnp.linalg.eigh((inside + inside.T) / 2)
     return values[::-1][:FEW], space @ turn[:, ::-1][:, :FEW]
 

@@ -26,6 +26,10 @@ BLOCK = 512
 """Samples of a block: products with fewer waste time, more leave devices idle, for which eight blocks are enough at first."""
 LARGEST_BLOCK = 1024
 LANES = 8
+TILE = 16
+"""Rows of a matrix whose products are even."""
+PORTION = 64
+"""Points of a sum that one thread makes."""
 
 
 def block_count(samples: int) -> int:
@@ -115,15 +119,31 @@ def _added(parts: jax.Array, axes: int) -> tuple[jax.Array, int]:
     """Sum over the blocks of an array whose last ``axes`` axes remain, and the number of blocks."""
     if parts.ndim == axes:
         return parts, 1
-    # the barriers keep the compiler from merging this sum with what comes before and after, which rounds otherwise on other devices
+    # the barriers keep the compiler from merging this sum with what comes before and after, which rounds otherwise on other devices;
+    # and a reduction it makes part of the products in spite of them, so that halves are added (blocks are a power of two)
     every = jax.lax.optimization_barrier(together(parts))
-    return jax.lax.optimization_barrier(jnp.sum(every, axis=0)), len(every)
+    blocks = len(every)
+    while len(every) > 1:
+        every = every[: len(every) // 2] + every[len(every) // 2 :]
+    return jax.lax.optimization_barrier(every[0]), blocks
 
 
 def inner(a: jax.Array, b: jax.Array) -> jax.Array:
     """<a_mu b_nu>, (P, R), for the rows of two site arrays."""
-    total, blocks = _added(a @ jnp.swapaxes(b, -1, -2), 2)
+    if b.ndim == 2:
+        return a @ b.T / b.shape[-1]
+    # block by block in a loop, whose border the compiler does not cross: it makes sums over blocks, and what is added to a product,
+    # part of the product where shapes suggest it, which rounds otherwise on other devices, and barriers do not keep it from that
+    total, blocks = _added(jax.lax.map(lambda ab: ab[0] @ ab[1].T, (a, b)), 2)
     return total / (blocks * a.shape[-1])
+
+
+def gram(a: jax.Array) -> jax.Array:
+    """<a_mu a_nu>, (P, P)."""
+    rows = a.shape[-2]
+    # where the number of rows is odd, threads share products otherwise
+    padded = jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, -rows % TILE), (0, 0)])
+    return inner(padded, padded)[:rows, :rows]
 
 
 def mean(a: jax.Array) -> jax.Array:
@@ -136,7 +156,17 @@ def mean(a: jax.Array) -> jax.Array:
 
 def combine(c: jax.Array, rows: jax.Array) -> jax.Array:
     """The combinations (P, R) of the rows of a site array."""
-    return jnp.broadcast_to(c, (*rows.shape[:-2], *c.shape)) @ rows
+    return c @ rows if rows.ndim == 2 else jax.lax.map(lambda block: c @ block, rows)
+
+
+def over_points(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a.T @ b`` of (P, R) and (P, K), the same on all devices: in portions, as the threads that share a long sum would divide it, and
+    their number depends on that of the devices."""
+    (P, R), K = a.shape, b.shape[1]
+    count = -(-P // PORTION)
+    pad = ((0, count * PORTION - P), (0, 0))
+    a, b = jnp.pad(a, pad).reshape(count, PORTION, R), jnp.pad(b, pad).reshape(count, PORTION, K)
+    return jnp.sum(jnp.swapaxes(a, 1, 2) @ b, axis=0) if count > 1 else a[0].T @ b[0]
 
 
 def whole(a: jax.Array) -> jax.Array:

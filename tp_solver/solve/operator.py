@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from tp_solver.numerics.basis import Basis, coordinates, extend
-from tp_solver.numerics.sites import combine, inner, mean
+from tp_solver.numerics.sites import combine, inner, mean, over_points
 from tp_solver.program.statements import Role
 
 
@@ -86,7 +86,7 @@ class LimitOperator:
     def update(self, above: str, y: jax.Array, below: str, x: jax.Array, weights: jax.Array) -> None:
         """Push by ``sum_nu weights_nu y_nu x_nu^T``."""
         d, c = self.coordinates_above(above, y), self.coordinates_below(below, x)
-        self.push = self.push + (d * weights[:, None]).T @ c
+        self.push = self.push + over_points(d * weights[:, None], c)
 
 
 class Probe:
