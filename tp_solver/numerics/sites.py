@@ -26,6 +26,8 @@ BLOCK = 512
 """Samples of a block: products with fewer waste time, more leave devices idle, for which eight blocks are enough at first."""
 LARGEST_BLOCK = 1024
 LANES = 8
+MANY = 128
+"""Vectors whose products the compiler may mix with others."""
 TILE = 16
 """Rows of a matrix whose products are even."""
 PORTION = 64
@@ -128,13 +130,19 @@ def _added(parts: jax.Array, axes: int) -> tuple[jax.Array, int]:
     return jax.lax.optimization_barrier(every[0]), blocks
 
 
+def _apart(vectors: int, a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a @ b``, of many vectors as a computation of its own: the compiler makes sums over blocks, and what is added to a product, part of
+    the product where shapes suggest it, which rounds otherwise on other devices. A barrier does not keep it from that, the border of a
+    conditional does; of few vectors no such case was met, and they are not worth the border."""
+    if b.ndim == 2 or vectors < MANY:
+        return a @ b
+    shape, some = (*a.shape[:-1], b.shape[-1]), b[(0,) * b.ndim]
+    return jax.lax.cond(some == some, lambda: a @ b, lambda: jnp.full(shape, jnp.nan, b.dtype))
+
+
 def inner(a: jax.Array, b: jax.Array) -> jax.Array:
     """<a_mu b_nu>, (P, R), for the rows of two site arrays."""
-    if b.ndim == 2:
-        return a @ b.T / b.shape[-1]
-    # block by block in a loop, whose border the compiler does not cross: it makes sums over blocks, and what is added to a product,
-    # part of the product where shapes suggest it, which rounds otherwise on other devices, and barriers do not keep it from that
-    total, blocks = _added(jax.lax.map(lambda ab: ab[0] @ ab[1].T, (a, b)), 2)
+    total, blocks = _added(_apart(max(a.shape[-2], b.shape[-2]), a, jnp.swapaxes(b, -1, -2)), 2)
     return total / (blocks * a.shape[-1])
 
 
@@ -156,7 +164,7 @@ def mean(a: jax.Array) -> jax.Array:
 
 def combine(c: jax.Array, rows: jax.Array) -> jax.Array:
     """The combinations (P, R) of the rows of a site array."""
-    return c @ rows if rows.ndim == 2 else jax.lax.map(lambda block: c @ block, rows)
+    return _apart(max(c.shape), jnp.broadcast_to(c, (*rows.shape[:-2], *c.shape)), rows)
 
 
 def over_points(a: jax.Array, b: jax.Array) -> jax.Array:
