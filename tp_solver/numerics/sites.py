@@ -171,10 +171,12 @@ def over_points(a: jax.Array, b: jax.Array) -> jax.Array:
     """``a.T @ b`` of (P, R) and (P, K), the same on all devices: in portions, as the threads that share a long sum would divide it, and
     their number depends on that of the devices."""
     (P, R), K = a.shape, b.shape[1]
+    if P <= PORTION:
+        return a.T @ b
     count = -(-P // PORTION)
     pad = ((0, count * PORTION - P), (0, 0))
     a, b = jnp.pad(a, pad).reshape(count, PORTION, R), jnp.pad(b, pad).reshape(count, PORTION, K)
-    return jnp.sum(jnp.swapaxes(a, 1, 2) @ b, axis=0) if count > 1 else a[0].T @ b[0]
+    return jnp.sum(jnp.swapaxes(a, 1, 2) @ b, axis=0)
 
 
 def whole(a: jax.Array) -> jax.Array:
