@@ -56,8 +56,8 @@ def state_bytes(prepared: Prepared, load: Load, capacity: Mapping[Home, int]) ->
 
 
 def march_bytes(prepared: Prepared, load: Load, capacity: Mapping[Home, int]) -> int:
-    """Peak of a solve whose bases have that room: states of all replicates, records, growing, columns drawn, one step with the weights
-    that come of its call beside those it began with, predictions."""
+    """Peak of a solve whose bases have that room: states of all replicates, records, and the larger of growing (columns are drawn anew)
+    and of a step, with the weights that come of its call beside those it began with, and predictions."""
     plan, P, S = prepared.setting.plan, len(prepared.x), load.samples
     program, backward = plan.program, plan.backward
     state = state_bytes(prepared, load, capacity)
@@ -72,7 +72,7 @@ def march_bytes(prepared: Prepared, load: Load, capacity: Mapping[Home, int]) ->
     predictions = tests * S * (forward * load.itemsize + 8)
     draw = 8 * S * (_partners(prepared, capacity) + WORK * _widest_population(prepared, rank))
     growth = int(OLD * state)
-    return load.replicates * (state + fields + records) + growth + draw + step + predictions
+    return load.replicates * (state + fields + records) + max(growth + draw, step + predictions)
 
 
 def require_memory(prepared: Prepared, load: Load, capacity: Mapping[Home, int], budget: float) -> None:
