@@ -9,7 +9,8 @@ predictions start to move at the same speed.
 Every finished piece (a net; a march; the kernel limit) is kept in a folder and never computed twice: interrupt it, and call it again.
 All times are processor seconds of one thread, compilation included; memory is the peak of the process that computed the piece.
 
-    python benchmarks/mnist.py [--quick] [--folder DIR] [--images 100 1000] [--gamma0 1 3 0.1] [--parts nets kernel march] [--figure PATH]
+    python benchmarks/mnist.py [--quick] [--folder DIR] [--images 100 1000] [--gamma0 1 3 0.1] [--parts nets kernel march]
+                               [--samples 2048] [--tol 0.1] [--figure PATH]
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -398,9 +399,12 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="*", choices=("nets", "kernel", "march"), default=("nets", "kernel", "march"), help="what to compute"
     )
+    parser.add_argument("--samples", type=int, help="of the march (2048, or 256 with --quick, if left out)")
+    parser.add_argument("--tol", type=float, help="of the march (0.1 if left out)")
     parser.add_argument("--figure", type=Path, help="where to draw what the folder holds")
     given = parser.parse_args()
-    runs = SMALL if given.quick else FULL
+    asked = {name: value for name, value in (("samples", given.samples), ("tol", given.tol)) if value is not None}
+    runs = {images: replace(run, **asked) for images, run in (SMALL if given.quick else FULL).items()}
     with tempfile.TemporaryDirectory() as spare:
         shelf = Shelf(given.folder or Path(spare))
         for images in given.images:

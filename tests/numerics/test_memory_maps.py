@@ -81,4 +81,4 @@ def test_looks_are_rare(granted, monkeypatch):
     monkeypatch.setattr(memory_maps, "maps_in_use", lambda: looks.append(1) or 0)
     for _ in range(5):
         memory_maps.make_room_for_programs()
-    assert len(looks) <= 1
+    assert len(looks) == 1

@@ -101,6 +101,29 @@ def test_auto_marches_and_says_what_would_be_cheaper(monkeypatch, error, better)
     assert sol.details.get("rtol") == (error if better == "march" else None)
 
 
+@pytest.mark.parametrize("told", [1, 6, 14, 22], ids=["main", "main again", "half", "coarse"])
+def test_an_interrupt_of_the_trial_ends_all(monkeypatch, told):
+    """Ctrl-C in any of the runs of the first steps is no reason to begin the whole march, nor a trial to advise from."""
+    monkeypatch.setattr(advice, "STEPS", 4)
+    monkeypatch.setattr(advice, "SAMPLES", 128)
+    log, seen = advice._Log.__call__, []
+
+    def pressed(self, *arguments):
+        seen.append(1)
+        if len(seen) == told:
+            raise KeyboardInterrupt
+        log(self, *arguments)
+
+    monkeypatch.setattr(advice._Log, "__call__", pressed)
+    theory, task = problem(4, 6)
+    sol = tp.solve(theory, task, method="auto")
+    assert sol.status is tp.Status.INTERRUPTED and "first steps" in sol.message
+    assert len(seen) == told
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        tp.advise(theory, task)
+
+
 def test_auto_takes_kernels_where_there_is_no_more():
     theory = tp.limit(NET, tp.ntk, tp.GradientDescent(lr=0.1, steps=5))
     assert tp.solve(theory, problem(4, 6)[1], method="auto").method == "kernel"

@@ -12,6 +12,7 @@ import pytest
 
 import tp_solver as tp
 from tp_solver.solve import chunk, feature, trajectory
+from tp_solver.solve.march import Moment
 
 GRAM = np.array([[1, 0.3, -0.2], [0.3, 0.8, 0.1], [-0.2, 0.1, 1.2]])
 X = np.sqrt(3) * np.linalg.cholesky(GRAM)
@@ -197,3 +198,13 @@ def test_a_signal_waits_for_the_end_of_the_step(monkeypatch, run):
     assert time.monotonic() - pressed[0] < 2, "whatever is left to compute included (promise R15)"
     assert sol.predict(X) == pytest.approx(sol.f[-1], abs=0.02)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_update_that_is_no_number_ends_the_run_in_its_own_step():
+    """Adjoints that no hidden matrix meets show in the weights alone where nothing is recorded."""
+    fine = dict.fromkeys(("W0",), np.ones(2))
+    moment = Moment(np.zeros((3, 1)), np.array(0.5), np.array(0.0), {"x1": np.ones(3)}, fine, {}, np.zeros(1, int), None)
+    assert chunk._finite(moment)
+    broken = moment._replace(weights={"W0": np.array([1.0, np.nan])})
+    assert not chunk._finite(broken)
+    assert trajectory._trouble(broken, 7) == trajectory.Failure(tp.Status.NONFINITE, "the update of W0", 7)

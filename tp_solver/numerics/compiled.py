@@ -10,7 +10,8 @@ import jax
 
 
 class Compiled(NamedTuple):
-    """A function compiled for arguments of certain shapes, with the bytes that a call takes beside its arguments."""
+    """A function compiled for arguments of certain shapes, with the bytes that a call takes beside its arguments (0 where the compiler
+    does not tell)."""
 
     call: Callable[..., Any]
     results: int
@@ -39,4 +40,4 @@ def _kind(leaf: Any) -> jax.ShapeDtypeStruct:
 def _compiled(function: Any, structure: Any, kinds: tuple[jax.ShapeDtypeStruct, ...]) -> Compiled:
     call = function.lower(*jax.tree.unflatten(structure, kinds)).compile()
     used = call.memory_analysis()
-    return Compiled(call, used.output_size_in_bytes, used.temp_size_in_bytes)
+    return Compiled(call, 0, 0) if used is None else Compiled(call, used.output_size_in_bytes, used.temp_size_in_bytes)

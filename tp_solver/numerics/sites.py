@@ -1,7 +1,7 @@
 """Averages over sites that lie in blocks on one or more devices, in an order that does not depend on how many.
 
 A site array holds vectors as rows: (P, S), or (blocks, P, S / blocks) with the blocks spread over the devices of a mesh. A sum over
-sites is one sum per block, then one over the blocks in their order, so that every number of devices gives the same bits
+sites is one sum per block, then halves of the blocks are added until one is left, so that every number of devices gives the same bits
 (``theory/limit_operator.md``, LO.9). Functions here are the only ones that add over sites; outside a mesh the blocks all lie on one device.
 """
 

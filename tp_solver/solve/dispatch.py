@@ -128,14 +128,14 @@ def _advised(
     checkpoint: Any,
 ) -> Solution:
     """A march to the target, unless its first steps say that nets are the better instrument."""
-    from tp_solver.numerics.sites import told_by_any, told_by_first
+    from tp_solver.numerics.sites import told_by_first
     from tp_solver.solve.advice import advise_from, try_march
 
     error = method.error if rtol is None else rtol
     trial = try_march(theory, task, gamma0, method.dtype, seed)
     march = March(dtype=method.dtype)
     if isinstance(trial, Solution):
-        if told_by_any(trial.status is Status.INTERRUPTED):
+        if trial.status is Status.INTERRUPTED:
             return replace(trial, message=f"interrupted in the first steps, which were to tell {march.name} or extrapolate")
         # what ends the first steps ends the whole run, which then says so of all its steps
         return solve(theory, task, gamma0, samples, replicates, seed, march, progress, checkpoint)
